@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0
+ifneq ($(KERNELRELEASE),)
+# Called by Kbuild. The bindings first: both drivers' libraries need them.
+# Out of a kernel tree nobody has configured the drivers: they are modules.
+CONFIG_XEN_PCIDEV_BACKEND_RUST ?= m
+CONFIG_XEN_PCIDEV_FRONTEND_RUST ?= m
+export CONFIG_XEN_PCIDEV_BACKEND_RUST CONFIG_XEN_PCIDEV_FRONTEND_RUST
+obj-y += rust/ drivers/xen/xen-pciback/ drivers/pci/xen-pcifront/
+$(obj)/drivers/xen/xen-pciback: $(obj)/rust
+$(obj)/drivers/pci/xen-pcifront: $(obj)/rust
+else
+# The user's door: `make help` lists what there is. The work is done in scripts/,
+# which read these from the command line or the environment.
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS READS
+
+help:
+	@echo 'Xen PCI backend and frontend in Rust, for the stock kernel of Debian. Run as root:'
+	@echo
+	@echo '  make demo         a PCIe NIC passed through to a Xen guest (sets everything up first)'
+	@echo '  make test         all tests: check, test-pure and the lab'
+	@echo '  make lab          only the lab; ARGS= names cases'
+	@echo '  make test-full    the same with the long cases of the lab'
+	@echo '  make shell        the console of dom0 in the lab, with a guest running'
+	@echo
+	@echo '  make setup        only fill the cache: root file system, kernel, Rust metadata'
+	@echo '  make modules      build/<kernelrelease>/xen-pciback.ko and xen-pcifront.ko'
+	@echo '  make install      put them into /lib/modules/<kernelrelease>/updates'
+	@echo '  make uninstall    take them out again'
+	@echo '  make check        format, lints, where unsafe may stand, licence lines'
+	@echo '  make test-pure    the tests that need no Xen'
+	@echo '  make clean        remove build/'
+	@echo '  make distclean    the same; with CACHE=yes remove the cache, too'
+	@echo
+	@echo '  XENPCI_CACHE=DIR  where root file system and kernel are kept (~/.cache/xen-pci-rust)'
+	@echo '  KVER=7.2.12       choose another kernel, for good; KVER=newest looks for the newest again'
+	@echo '  MIRROR=URL        Debian mirror, instead of the one that the host uses'
+	@echo '  KDIR=DIR          modules: build on the host with headers that you prepared for Rust'
+	@echo '  KREL=RELEASE      install, uninstall: another kernel than the running one'
+	@echo '  DESTDIR=DIR       install, uninstall: below another root'
+	@echo '  BACK=c FRONT=c    lab: the stock driver at that end (default: rust)'
+	@echo '  ARGS=...          demo, lab, shell: arguments for the runner, such as names of cases'
+
+setup:
+	@scripts/setup root kernel
+modules:
+	@scripts/modules
+install:
+	@scripts/install
+uninstall:
+	@scripts/install --remove
+check:
+	@scripts/check
+test-pure:
+	@scripts/test pure
+lab:
+	@scripts/lab run $(ARGS)
+demo shell:
+	@scripts/lab $@ $(ARGS)
+test:
+	@scripts/test check pure lab
+test-full:
+	@scripts/test check pure lab-full
+clean:
+	rm -rf build
+distclean: clean
+	$(if $(filter yes,$(CACHE)),scripts/setup remove,@echo 'the cache stays: CACHE=yes removes it')
+
+.PHONY: help setup modules install uninstall check test-pure lab demo shell test test-full clean distclean
+.DEFAULT_GOAL := help
+endif
