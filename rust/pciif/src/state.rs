@@ -1,0 +1,634 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The handshake over xenstore: the state of both ends decides what each does next (behaviour,
+//! sections 4.2 to 4.4).
+//!
+//! The two functions here are asked again whenever either state may have changed, with the states
+//! as they are now. They look at levels, not at edges, so that states that were passed through
+//! unseen do no harm; carrying out an action twice in a row does not happen, because the action
+//! changes a state or the link. A number that is no state counts as [`State::Unknown`].
+//!
+//! # Start, hot-plug and end
+//!
+//! ```text
+//!  backend                      frontend
+//!  2 InitWait     ── Export
+//!  3 Initialised                1 Initialising   ── Publish
+//!                               3 Initialised
+//!                 ── Attach
+//!  4 Connected                                   ── Connect
+//!                               4 Connected
+//!  7 Reconfiguring (toolstack)                   ── Detach
+//!                               7 Reconfiguring
+//!                 ── Reconfigure
+//!  8 Reconfigured                                ── Rescan
+//!                               4 Connected
+//!                 ── Resume
+//!  4 Connected
+//!  5 Closing (toolstack, or after a fatal error) ── Close
+//!                               6 Closed
+//!                 ── Disconnect or Unregister
+//!  6 Closed
+//! ```
+//!
+//! # The backend's edges
+//!
+//! ```text
+//!                  Export                  Attach                toolstack
+//!   InitWait ────────────────▶ Initialised ──────▶ Connected ──────────────▶ Reconfiguring
+//!      ▲                                            ▲                         │ Reconfigure
+//!      │ Reconnect: front 1 or 3                    └── Resume ── Reconfigured ◀
+//!      │ again, online
+//!   Closed ◀──────── Disconnect: front 6 ──┐
+//!                                          ├── from every state
+//!   Closing ◀─────── Disconnect: front 5 ──┤
+//!   (node gone) ◀─── Unregister: front 0, or front 6 and not online
+//! ```
+//!
+//! Rules of the backend:
+//!
+//! * It never says Connected without an attached page, whatever the frontend says.
+//! * A frontend that starts again finds its functions: from Closed, or when it restarts without
+//!   having said goodbye (a new kernel by kexec), the backend goes back to InitWait and keeps them.
+//!   It does not do so from Closing, which it enters itself after a fatal error: that would be
+//!   tried for ever.
+//! * A frontend that vanished (Unknown) ends the backend, whatever `online` says.
+//!
+//! # The frontend's edges
+//!
+//! ```text
+//!                  Publish               Connect             Detach
+//!   Initialising ───────────▶ Initialised ──────▶ Connected ───────▶ Reconfiguring
+//!                                   │ Detach          ▲                 │      ▲
+//!                                   │                 └──── Rescan ─────┘      │
+//!                                   └──────────────────────────────────────────┘
+//!   Closed ◀── Close: backend 5 or 6, from every state but Closed; backend 0 once connected
+//! ```
+//!
+//! Rules of the frontend:
+//!
+//! * It publishes its page to a backend that is starting (Initialising, InitWait, Initialised). A
+//!   backend in another state still has the link of an earlier frontend: writing Initialising and
+//!   waiting makes it come back to InitWait. A backend that never comes back is the caller's to
+//!   time out.
+//! * A backend that vanished (Unknown) is one that is not there yet, until the frontend is
+//!   connected.
+
+/// A xenbus state, with the number it has in xenstore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// No state is readable.
+    Unknown = 0,
+    /// Starting.
+    Initialising = 1,
+    /// Waiting for the other end.
+    InitWait = 2,
+    /// Ready for the other end.
+    Initialised = 3,
+    /// In use.
+    Connected = 4,
+    /// About to end.
+    Closing = 5,
+    /// Ended.
+    Closed = 6,
+    /// The set of functions is changing.
+    Reconfiguring = 7,
+    /// The set of functions has changed.
+    Reconfigured = 8,
+}
+
+impl State {
+    /// Every state, in the order of their numbers.
+    pub const ALL: [State; 9] = [
+        State::Unknown,
+        State::Initialising,
+        State::InitWait,
+        State::Initialised,
+        State::Connected,
+        State::Closing,
+        State::Closed,
+        State::Reconfiguring,
+        State::Reconfigured,
+    ];
+
+    /// From a number; every number that is no state is [`State::Unknown`].
+    pub const fn from_number(number: i32) -> Self {
+        match number {
+            1 => State::Initialising,
+            2 => State::InitWait,
+            3 => State::Initialised,
+            4 => State::Connected,
+            5 => State::Closing,
+            6 => State::Closed,
+            7 => State::Reconfiguring,
+            8 => State::Reconfigured,
+            _ => State::Unknown,
+        }
+    }
+
+    /// The number in xenstore.
+    pub const fn number(self) -> i32 {
+        self as i32
+    }
+}
+
+/// What the backend does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendAction {
+    /// Nothing.
+    Wait,
+    /// Export every listed function whose `state-N` asks for it, publish addresses and roots; then,
+    /// in InitWait, switch to Initialised. Functions that are exported already are left alone, so
+    /// this also picks up what a toolstack adds while the guest starts.
+    Export,
+    /// As [`BackendAction::Export`] for what was added meanwhile; then map the frontend's page,
+    /// bind its event channel and switch to Connected.
+    Attach,
+    /// Export and release functions by their `state-N`, then switch to Reconfigured.
+    Reconfigure,
+    /// Switch to Connected: the link is there.
+    Resume,
+    /// Take the link down, keep the functions, then switch to [`State::Closing`] or
+    /// [`State::Closed`].
+    Disconnect {
+        /// The state to switch to.
+        then: State,
+    },
+    /// Take the link down if there is one, keep the functions and switch to InitWait: the frontend
+    /// has started again.
+    Reconnect,
+    /// Take the link down if there is one, switch to Closed, give all functions back and
+    /// unregister.
+    Unregister,
+}
+
+/// Decides for the backend: `own` state, the frontend's state, whether the link (page and event
+/// channel) is up, and whether the toolstack's `online` key is not 0.
+pub const fn backend_step(own: State, front: State, link_up: bool, online: bool) -> BackendAction {
+    use BackendAction as Do;
+    match front {
+        // The end, from every state.
+        State::Unknown => Do::Unregister,
+        State::Closed if !online => Do::Unregister,
+        State::Closed => match own {
+            State::Closed if !link_up => Do::Wait,
+            _ => Do::Disconnect {
+                then: State::Closed,
+            },
+        },
+        State::Closing => match own {
+            // Closed does not go back to Closing.
+            State::Closed if link_up => Do::Disconnect {
+                then: State::Closed,
+            },
+            State::Closing | State::Closed if !link_up => Do::Wait,
+            _ => Do::Disconnect {
+                then: State::Closing,
+            },
+        },
+        State::Initialising
+        | State::InitWait
+        | State::Initialised
+        | State::Connected
+        | State::Reconfiguring
+        | State::Reconfigured => match own {
+            // Not probed yet, or our own directory is gone: the bus code deals with both.
+            State::Unknown | State::Initialising => Do::Wait,
+            State::InitWait => Do::Export,
+            State::Initialised => match front {
+                State::Initialised if link_up => Do::Resume,
+                State::Initialised => Do::Attach,
+                State::Initialising | State::InitWait => Do::Export,
+                // A frontend that claims more than it can have: it has not published anything.
+                _ => Do::Wait,
+            },
+            State::Connected | State::Reconfiguring | State::Reconfigured => match front {
+                // A frontend cannot come back to its start while it is connected: it is a new one,
+                // and the page of the old one may be in use for something else.
+                State::Initialising if online => Do::Reconnect,
+                State::Initialising => Do::Disconnect {
+                    then: State::Closing,
+                },
+                State::Reconfiguring if matches!(own, State::Reconfiguring) => Do::Reconfigure,
+                State::Connected if matches!(own, State::Reconfigured) && link_up => Do::Resume,
+                _ => Do::Wait,
+            },
+            // The toolstack's wish, or a fatal error: the frontend may use the link until it
+            // closes.
+            State::Closing => Do::Wait,
+            // The frontend was Closed, so this is a new one. Initialising may have passed unseen.
+            State::Closed => match front {
+                State::Initialising | State::Initialised if online => Do::Reconnect,
+                _ => Do::Wait,
+            },
+        },
+    }
+}
+
+/// What the frontend does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontendAction {
+    /// Nothing.
+    Wait,
+    /// Publish page, event channel and version together with the state Initialised, in one
+    /// transaction.
+    Publish,
+    /// Scan the root buses, then switch to Connected.
+    Connect,
+    /// Remove every function whose `state-N` is Closing, then switch to Reconfiguring. Before the
+    /// first scan there is nothing to remove.
+    Detach,
+    /// Scan the root buses again, new ones too, then switch to Connected.
+    Rescan,
+    /// Remove all root buses if there are any, then switch to Closed.
+    Close,
+}
+
+/// Decides for the frontend: `own` state and the backend's state.
+pub const fn frontend_step(own: State, back: State) -> FrontendAction {
+    use FrontendAction as Do;
+    match back {
+        State::Closing => match own {
+            State::Closed => Do::Wait,
+            _ => Do::Close,
+        },
+        State::Closed => match own {
+            // The backend of an earlier frontend: it comes back to InitWait for the new one.
+            State::Initialising | State::Closed => Do::Wait,
+            _ => Do::Close,
+        },
+        State::Unknown => match own {
+            State::Connected | State::Reconfiguring | State::Reconfigured => Do::Close,
+            _ => Do::Wait,
+        },
+        State::Initialising | State::InitWait | State::Initialised => match own {
+            State::Initialising => Do::Publish,
+            _ => Do::Wait,
+        },
+        State::Connected => match own {
+            State::Initialised => Do::Connect,
+            // The change was called off, or Reconfigured has passed unseen.
+            State::Reconfiguring | State::Reconfigured => Do::Rescan,
+            _ => Do::Wait,
+        },
+        State::Reconfiguring => match own {
+            State::Initialised | State::Connected => Do::Detach,
+            _ => Do::Wait,
+        },
+        State::Reconfigured => match own {
+            State::Reconfiguring | State::Reconfigured => Do::Rescan,
+            _ => Do::Wait,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+    use std::vec::Vec;
+
+    #[test]
+    fn numbers_round_trip_and_strangers_are_unknown() {
+        for (number, state) in (0..).zip(State::ALL) {
+            assert_eq!(state.number(), number);
+            assert_eq!(State::from_number(number), state);
+        }
+        for number in [-1, 9, 100, i32::MIN, i32::MAX] {
+            assert_eq!(State::from_number(number), State::Unknown);
+        }
+    }
+
+    fn backend_letter(action: BackendAction) -> char {
+        match action {
+            BackendAction::Wait => '.',
+            BackendAction::Export => 'E',
+            BackendAction::Attach => 'A',
+            BackendAction::Reconfigure => 'R',
+            BackendAction::Resume => 'S',
+            BackendAction::Disconnect {
+                then: State::Closing,
+            } => 'g',
+            BackendAction::Disconnect {
+                then: State::Closed,
+            } => 'd',
+            BackendAction::Disconnect { then } => panic!("disconnect to {then:?}"),
+            BackendAction::Reconnect => 'N',
+            BackendAction::Unregister => 'U',
+        }
+    }
+
+    fn backend_table(link_up: bool, online: bool) -> Vec<String> {
+        State::ALL
+            .into_iter()
+            .map(|own| {
+                State::ALL
+                    .into_iter()
+                    .map(|front| backend_letter(backend_step(own, front, link_up, online)))
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// Rows: own state 0 to 8. Columns: the frontend's state 0 to 8. '.' wait, E export, A attach,
+    /// R reconfigure, S resume, g disconnect to Closing, d disconnect to Closed, N reconnect,
+    /// U unregister.
+    #[test]
+    fn backend_without_link_follows_the_table() {
+        let online = [
+            "U....gd..", // Unknown
+            "U....gd..", // Initialising
+            "UEEEEgdEE", // InitWait
+            "UEEA.gd..", // Initialised
+            "UN...gd..", // Connected
+            "U.....d..", // Closing
+            "UN.N.....", // Closed
+            "UN...gdR.", // Reconfiguring
+            "UN...gd..", // Reconfigured
+        ];
+        assert_eq!(backend_table(false, true), online);
+        let offline = [
+            "U....gU..", // Unknown
+            "U....gU..", // Initialising
+            "UEEEEgUEE", // InitWait
+            "UEEA.gU..", // Initialised
+            "Ug...gU..", // Connected
+            "U.....U..", // Closing
+            "U.....U..", // Closed
+            "Ug...gUR.", // Reconfiguring
+            "Ug...gU..", // Reconfigured
+        ];
+        assert_eq!(backend_table(false, false), offline);
+    }
+
+    #[test]
+    fn backend_with_link_follows_the_table() {
+        let online = [
+            "U....gd..", // Unknown
+            "U....gd..", // Initialising
+            "UEEEEgdEE", // InitWait
+            "UEES.gd..", // Initialised
+            "UN...gd..", // Connected
+            "U....gd..", // Closing
+            "UN.N.dd..", // Closed
+            "UN...gdR.", // Reconfiguring
+            "UN..Sgd..", // Reconfigured
+        ];
+        assert_eq!(backend_table(true, true), online);
+        let offline = [
+            "U....gU..", // Unknown
+            "U....gU..", // Initialising
+            "UEEEEgUEE", // InitWait
+            "UEES.gU..", // Initialised
+            "Ug...gU..", // Connected
+            "U....gU..", // Closing
+            "U....dU..", // Closed
+            "Ug...gUR.", // Reconfiguring
+            "Ug..SgU..", // Reconfigured
+        ];
+        assert_eq!(backend_table(true, false), offline);
+    }
+
+    /// Rows: own state 0 to 8. Columns: the backend's state 0 to 8. '.' wait, P publish, C connect,
+    /// D detach, R rescan, X close.
+    #[test]
+    fn frontend_follows_the_table() {
+        let table: Vec<String> = State::ALL
+            .into_iter()
+            .map(|own| {
+                State::ALL
+                    .into_iter()
+                    .map(|back| match frontend_step(own, back) {
+                        FrontendAction::Wait => '.',
+                        FrontendAction::Publish => 'P',
+                        FrontendAction::Connect => 'C',
+                        FrontendAction::Detach => 'D',
+                        FrontendAction::Rescan => 'R',
+                        FrontendAction::Close => 'X',
+                    })
+                    .collect()
+            })
+            .collect();
+        let expected = [
+            ".....XX..", // Unknown
+            ".PPP.X...", // Initialising
+            ".....XX..", // InitWait
+            "....CXXD.", // Initialised
+            "X....XXD.", // Connected
+            ".....XX..", // Closing
+            ".........", // Closed
+            "X...RXX.R", // Reconfiguring
+            "X...RXX.R", // Reconfigured
+        ];
+        assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn backend_never_becomes_connected_without_a_link() {
+        for own in State::ALL {
+            for front in State::ALL {
+                for online in [false, true] {
+                    let action = backend_step(own, front, false, online);
+                    assert_ne!(action, BackendAction::Resume, "{own:?} {front:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn backend_ends_from_every_state_and_link() {
+        for own in State::ALL {
+            for link_up in [false, true] {
+                for online in [false, true] {
+                    let gone = backend_step(own, State::Unknown, link_up, online);
+                    assert_eq!(gone, BackendAction::Unregister);
+                }
+                let closed = backend_step(own, State::Closed, link_up, false);
+                assert_eq!(closed, BackendAction::Unregister);
+            }
+            // A link never survives a frontend that says goodbye.
+            for front in [State::Closing, State::Closed] {
+                let action = backend_step(own, front, true, true);
+                assert!(matches!(action, BackendAction::Disconnect { .. }));
+            }
+        }
+    }
+
+    /// Both ends as the drivers carry the actions out, so that the tables are seen to fit together.
+    #[derive(Clone, Copy, Debug)]
+    struct Pair {
+        back: State,
+        front: State,
+        link_up: bool,
+        online: bool,
+        unregistered: bool,
+        scans: u32,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            Pair {
+                back: State::InitWait,
+                front: State::Initialising,
+                link_up: false,
+                online: true,
+                unregistered: false,
+                scans: 0,
+            }
+        }
+
+        fn step_backend(&mut self) -> bool {
+            let action = backend_step(self.back, self.front, self.link_up, self.online);
+            match action {
+                BackendAction::Wait => return false,
+                BackendAction::Export if self.back == State::Initialised => return false,
+                BackendAction::Export => self.back = State::Initialised,
+                BackendAction::Attach => {
+                    self.link_up = true;
+                    self.back = State::Connected;
+                }
+                BackendAction::Reconfigure => self.back = State::Reconfigured,
+                BackendAction::Resume => self.back = State::Connected,
+                BackendAction::Disconnect { then } => {
+                    self.link_up = false;
+                    self.back = then;
+                }
+                BackendAction::Reconnect => {
+                    self.link_up = false;
+                    self.back = State::InitWait;
+                }
+                BackendAction::Unregister => {
+                    let again = self.unregistered;
+                    self.link_up = false;
+                    self.back = State::Closed;
+                    self.unregistered = true;
+                    return !again;
+                }
+            }
+            true
+        }
+
+        fn step_frontend(&mut self) -> bool {
+            match frontend_step(self.front, self.back) {
+                FrontendAction::Wait => return false,
+                FrontendAction::Publish => self.front = State::Initialised,
+                FrontendAction::Connect | FrontendAction::Rescan => {
+                    self.scans += 1;
+                    self.front = State::Connected;
+                }
+                FrontendAction::Detach => self.front = State::Reconfiguring,
+                FrontendAction::Close => self.front = State::Closed,
+            }
+            true
+        }
+
+        /// Lets both ends act until neither has anything to do; `order` says who goes first, bit by
+        /// bit.
+        fn settle(&mut self, mut order: u32) {
+            for _ in 0..40 {
+                let front_first = order & 1 != 0;
+                order = order.rotate_right(1);
+                let acted = match front_first {
+                    true => self.step_frontend() || self.step_backend(),
+                    false => self.step_backend() || self.step_frontend(),
+                };
+                if !acted {
+                    return;
+                }
+            }
+            panic!("no rest: {self:?}");
+        }
+    }
+
+    fn for_every_order(test: impl Fn(u32)) {
+        for order in 0..256 {
+            test(order);
+        }
+    }
+
+    #[test]
+    fn both_ends_connect_in_any_order() {
+        for_every_order(|order| {
+            let mut pair = Pair::new();
+            pair.settle(order);
+            assert_eq!(
+                (pair.back, pair.front),
+                (State::Connected, State::Connected)
+            );
+            assert!(pair.link_up);
+            assert_eq!(pair.scans, 1);
+        });
+    }
+
+    #[test]
+    fn hot_plug_ends_connected_with_one_more_scan() {
+        for_every_order(|order| {
+            let mut pair = Pair::new();
+            pair.settle(0);
+            pair.back = State::Reconfiguring;
+            pair.settle(order);
+            assert_eq!(
+                (pair.back, pair.front),
+                (State::Connected, State::Connected)
+            );
+            assert_eq!(pair.scans, 2);
+        });
+    }
+
+    #[test]
+    fn shutdown_ends_closed_and_unregistered() {
+        for_every_order(|order| {
+            let mut pair = Pair::new();
+            pair.settle(0);
+            pair.online = false;
+            pair.back = State::Closing;
+            pair.settle(order);
+            assert_eq!((pair.back, pair.front), (State::Closed, State::Closed));
+            assert!(!pair.link_up && pair.unregistered);
+        });
+    }
+
+    #[test]
+    fn frontend_that_starts_again_is_connected_again() {
+        for_every_order(|order| {
+            // After a goodbye that the backend saw, and without one.
+            for goodbye in [true, false] {
+                let mut pair = Pair::new();
+                pair.settle(0);
+                if goodbye {
+                    pair.front = State::Closed;
+                    pair.settle(0);
+                    assert_eq!(pair.back, State::Closed);
+                }
+                pair.front = State::Initialising;
+                pair.settle(order);
+                assert_eq!(
+                    (pair.back, pair.front),
+                    (State::Connected, State::Connected)
+                );
+                assert!(pair.link_up);
+                assert_eq!(pair.scans, 2);
+            }
+        });
+    }
+
+    #[test]
+    fn frontend_that_claims_connected_first_gets_no_link() {
+        let mut pair = Pair::new();
+        pair.front = State::Connected;
+        pair.settle(0);
+        assert_eq!(pair.back, State::Initialised);
+        assert!(!pair.link_up);
+    }
+
+    #[test]
+    fn fatal_error_of_the_backend_comes_to_rest() {
+        for_every_order(|order| {
+            let mut pair = Pair::new();
+            pair.back = State::Closing;
+            pair.settle(order);
+            assert_eq!((pair.back, pair.front), (State::Closed, State::Closed));
+        });
+    }
+}
