@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One guest's backend: the toolstack's list of devices, the handshake, the connection.
+//!
+//! *Owns* the exports, the connection and the watch on its own directory. *Callers*: the xenbus core's
+//! watch thread, which serves all guests: it only queues the work item `control`, except for the end of
+//! a device, which the core wants done there. The work item does everything else; it reads both states
+//! afresh each time it runs, so that a frontend that flaps between states costs one run, not one for
+//! each event.
+//!
+//! *Lock*: `link`, a mutex that is held while the connection is made or ended, and `roots`, used by the work
+//! item only. Nothing is held while the work item waits for a function to become free.
+
+use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::{
+    fmt, new_mutex,
+    prelude::*,
+    str::CStr,
+    sync::{Arc, ArcBorrow, Mutex},
+};
+use pciif::{
+    sbdf::{Devfn, RootText, Sbdf, VirtualDevText},
+    state::{backend_step, BackendAction, State},
+    text::Printable,
+    wire,
+};
+use xen::{
+    log::Show,
+    store::{self, NumberedKey},
+    work::{Item, Run},
+    xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
+};
+
+/// More devices than this are not believed.
+const MAX_DEVICES: u32 = 1024;
+/// Steps of one run of the work item; whatever is left has an event of its own.
+const MAX_STEPS: u32 = 16;
+
+/// One guest's backend.
+#[pin_data]
+pub(crate) struct Backend {
+    dev: DeviceRef,
+    exports: Arc<Exports>,
+    /// The device goes: nothing new is started.
+    dying: AtomicBool,
+    #[pin]
+    link: Mutex<Option<Link>>,
+    #[pin]
+    roots: Mutex<KVec<RootText>>,
+    #[pin]
+    watch: Mutex<Option<Watch<Backend>>>,
+    #[pin]
+    control: Item<Backend, 0>,
+}
+
+xen::has_work_item!(Backend, 0, control);
+
+impl Run<0> for Backend {
+    fn run(this: Arc<Self>) {
+        for _ in 0..MAX_STEPS {
+            if this.dying() || !this.step() {
+                break;
+            }
+        }
+    }
+}
+
+impl Watcher for Backend {
+    fn changed(this: ArcBorrow<'_, Self>) {
+        if !this.dying() {
+            QUEUE.add::<Self, 0>(this.into());
+        }
+    }
+}
+
+impl xenbus::Driver for Backend {
+    const END: End = End::Backend;
+    const TYPE: &'static CStr = c"pci";
+
+    fn probe(dev: &Device) -> Result<Arc<Self>> {
+        let exports = Exports::new(dev.peer_domain())?;
+        let this = Arc::pin_init(
+            pin_init!(Self {
+                dev: DeviceRef::from(dev),
+                exports,
+                dying: AtomicBool::new(false),
+                link <- new_mutex!(None),
+                roots <- new_mutex!(KVec::new()),
+                watch <- new_mutex!(None),
+                control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
+            }),
+            GFP_KERNEL,
+        )
+        .inspect_err(|e| dev.fatal(*e, fmt!("cannot make the backend")))?;
+        dev.switch_state(State::InitWait);
+        let watch = Watch::own_directory(dev, this.clone())
+            .inspect_err(|e| dev.fatal(*e, fmt!("cannot watch the backend's directory")))?;
+        *this.watch.lock() = Some(watch);
+        Ok(this)
+    }
+
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, front: State) {
+        if this.next(front) == BackendAction::Unregister {
+            this.disconnect();
+            dev.switch_state(State::Closed);
+            // Calls `remove`.
+            dev.unregister();
+        } else {
+            QUEUE.add::<Self, 0>(this.into());
+        }
+    }
+
+    fn remove(this: Arc<Self>, _dev: &Device) {
+        this.dying.store(true, Ordering::Release);
+        let watch = this.watch.lock().take();
+        drop(watch);
+        Item::<Self, 0>::cancel(&this);
+        this.disconnect();
+        while let Some(function) = this.exports.remove_any() {
+            Function::start_release(&function);
+        }
+    }
+}
+
+impl Backend {
+    fn dying(&self) -> bool {
+        self.dying.load(Ordering::Acquire)
+    }
+
+    fn next(&self, front: State) -> BackendAction {
+        let up = self.link.lock().is_some();
+        backend_step(self.dev.own_state(), front, up, self.dev.is_online())
+    }
+
+    /// Does what the states of both ends ask for; `false` when there is nothing to do.
+    fn step(&self) -> bool {
+        match self.next(self.dev.peer_state()) {
+            BackendAction::Wait => false,
+            BackendAction::Export => self.export_all(),
+            BackendAction::Attach => {
+                self.export_all();
+                self.attach();
+                true
+            }
+            BackendAction::Reconfigure => self.reconfigure(),
+            BackendAction::Resume => self.switch(State::Connected),
+            BackendAction::Disconnect { then } => {
+                self.disconnect();
+                self.switch(then)
+            }
+            BackendAction::Reconnect => {
+                self.disconnect();
+                self.switch(State::InitWait)
+            }
+            // The core's own thread does this: it hears of the same change.
+            BackendAction::Unregister => false,
+        }
+    }
+
+    fn switch(&self, state: State) -> bool {
+        self.dev.switch_state(state);
+        true
+    }
+
+    fn disconnect(&self) {
+        let link = self.link.lock().take();
+        drop(link);
+    }
+
+    /// How many devices the toolstack lists.
+    fn count(&self) -> Result<u32> {
+        let count = store::NOW
+            .read(self.dev.directory(), c"num_devs")
+            .and_then(|value| value.number())
+            .inspect_err(|e| self.dev.fatal(*e, fmt!("Error reading number of devices")))?;
+        if count > MAX_DEVICES {
+            self.dev
+                .fatal(EINVAL, fmt!("{count} devices are more than can be"));
+            return Err(EINVAL);
+        }
+        Ok(count)
+    }
+
+    /// A key of device `number`.
+    fn read(&self, name: &str, number: u32) -> Result<store::Value> {
+        store::NOW.read(self.dev.directory(), NumberedKey::new(name, number).text())
+    }
+
+    fn write(&self, name: &str, number: u32, value: fmt::Arguments<'_>) -> Result {
+        store::NOW.write(
+            self.dev.directory(),
+            NumberedKey::new(name, number).text(),
+            value,
+        )
+    }
+
+    /// The state of device `number`; Unknown when the toolstack writes none.
+    fn device_state(&self, number: u32) -> State {
+        self.read("state", number)
+            .and_then(|value| value.number())
+            .map_or(State::Unknown, xenbus::state)
+    }
+
+    /// Exports what is new in the list, and in InitWait moves on. `true` if that changed the state.
+    fn export_all(&self) -> bool {
+        let Ok(count) = self.count() else {
+            return false;
+        };
+        for number in 0..count {
+            if matches!(
+                self.device_state(number),
+                State::Initialising | State::Unknown
+            ) {
+                self.export(number);
+            }
+        }
+        if self.publish_roots().is_err() || self.dying() {
+            return false;
+        }
+        self.dev.own_state() == State::InitWait && self.switch(State::Initialised)
+    }
+
+    /// Exports one device of the list. One that cannot be exported fails alone: its state says Closed,
+    /// the reason is in the store and the log.
+    fn export(&self, number: u32) {
+        let state = match self.try_export(number) {
+            Ok(()) => State::Initialised,
+            Err(e) => {
+                if self.dying() {
+                    return;
+                }
+                self.dev
+                    .error(e, fmt!("device {number} of the list is not exported"));
+                State::Closed
+            }
+        };
+        let _ = self.write("state", number, fmt!("{}", state.number()));
+    }
+
+    fn try_export(&self, number: u32) -> Result {
+        let generic = self.dev.generic();
+        let text = self.read("dev", number)?;
+        let host = Sbdf::parse_dev_key(text.bytes()).map_err(|e| {
+            dev_err!(generic, "dev-{}: {}\n", number, Show(e));
+            EINVAL
+        })?;
+        if self.exports.has_host(host) {
+            return Ok(());
+        }
+        let function = registry::find_function(host).ok_or_else(|| {
+            dev_err!(
+                generic,
+                "Couldn't locate PCI device ({})! It is not bound to pciback\n",
+                Show(host)
+            );
+            ENODEV
+        })?;
+        function
+            .assign(self.exports.domid, || !self.dying())?
+            .map_err(|refusal| {
+                dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
+                EBUSY
+            })?;
+        let wanted = self.read("vdevfn", number).ok().and_then(|value| {
+            let text = core::str::from_utf8(value.bytes()).ok()?;
+            let raw = u8::from_str_radix(text.trim_start_matches("0x"), 16).ok()?;
+            Some(Devfn::from_raw(raw))
+        });
+        let address = match self.exports.add(function.clone(), wanted) {
+            Ok(address) => address,
+            Err(e) => {
+                Function::start_release(&function);
+                dev_err!(generic, "{}: {}\n", Show(host), Show(e));
+                return Err(ENOSPC);
+            }
+        };
+        dev_info!(
+            generic,
+            "{} goes to domain {} as {}\n",
+            Show(host),
+            self.exports.domid,
+            Show(address)
+        );
+        self.write("vdev", number, fmt!("{}", Show(VirtualDevText(address))))
+    }
+
+    /// Adds the root buses that are not published yet.
+    fn publish_roots(&self) -> Result {
+        let mut published = self.roots.lock();
+        for root in self.exports.roots()? {
+            if published.contains(&root) {
+                continue;
+            }
+            let number = u32::try_from(published.len()).map_err(|_| EINVAL)?;
+            self.write("root", number, fmt!("{}", Show(root)))?;
+            published.push(root, GFP_KERNEL)?;
+            store::NOW.write(
+                self.dev.directory(),
+                c"root_num",
+                fmt!("{}", published.len()),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Maps the frontend's page and binds its event channel.
+    fn attach(&self) {
+        match self.connect() {
+            Ok(link) => {
+                *self.link.lock() = Some(link);
+                self.switch(State::Connected);
+            }
+            Err((e, text)) => self.dev.fatal(e, fmt!("{text}")),
+        }
+    }
+
+    fn connect(&self) -> Result<Link, (Error, &'static str)> {
+        let read = |key: &CStr| {
+            store::NOW
+                .read(self.dev.peer_directory(), key)
+                .map_err(|e| (e, "Error reading configuration from frontend"))
+        };
+        let number = |value: store::Value| {
+            value
+                .number()
+                .map_err(|e| (e, "Error reading configuration from frontend"))
+        };
+        let grant = number(read(c"pci-op-ref")?)?;
+        let port = number(read(c"event-channel")?)?;
+        let magic = read(c"magic")?;
+        if magic.bytes() != wire::MAGIC {
+            let start = magic.bytes().get(..16).unwrap_or(magic.bytes());
+            dev_err!(
+                self.dev.generic(),
+                "the frontend's magic is \"{}\"\n",
+                Show(Printable(start))
+            );
+            return Err((EFAULT, "version mismatch with pcifront - halting"));
+        }
+        Link::new(&self.dev, self.exports.clone(), grant, port)
+    }
+
+    /// Hot-plug and hot-unplug: what the list asks for, then Reconfigured.
+    fn reconfigure(&self) -> bool {
+        let Ok(count) = self.count() else {
+            return false;
+        };
+        for number in 0..count {
+            match self.device_state(number) {
+                State::Initialising => self.export(number),
+                State::Closing => self.withdraw(number),
+                _ => {}
+            }
+        }
+        if self.publish_roots().is_err() || self.dying() {
+            return false;
+        }
+        self.switch(State::Reconfigured)
+    }
+
+    /// Takes one device of the list away from the guest. The toolstack removes its keys.
+    fn withdraw(&self, number: u32) {
+        let address = self
+            .read("vdev", number)
+            .and_then(|text| Sbdf::parse_vdev_key(text.bytes()).map_err(|_| EINVAL));
+        match address.map(|address| self.exports.remove(address)) {
+            Ok(Some(function)) => Function::start_release(&function),
+            // Withdrawn before, or never exported: what the toolstack wants is so already.
+            Ok(None) | Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One function of the host that pciback has taken.
+//!
+//! *Owns* the reference to the PCI function, its saved ("golden") configuration, the virtual
+//! configuration space of the present guest, and the answer to "whose is it".
+//!
+//! # Who owns it, and how that changes
+//!
+//! [`pciif::lifecycle`] is the table; here is who sends its events:
+//!
+//! | event | sent by | context |
+//! |---|---|---|
+//! | Assign | [`crate::backend`]'s worker | sleeps, no locks |
+//! | Release | the backend's worker, or the xenbus thread when a guest dies | only queues work |
+//! | Released | the function's own work item | device lock held |
+//! | Unbind | the PCI core, through `remove` | device lock held by the core |
+//!
+//! A release takes as long as a reset, so it is never done by the thread that serves other guests'
+//! xenbus events. An assignment that finds the function still being released waits for it, within a
+//! bound. The work item takes the device lock first and then looks whether the function is still to
+//! be released: an unbind that came in between has done everything already.
+//!
+//! # Locks
+//!
+//! `config`: a mutex around everything that touches the hardware for a guest; held over a whole
+//! request, so that a release or an unbind waits for the request and no longer. `owner`: a mutex
+//! around the state, never held over anything slow; a waiter sleeps on `changed`.
+
+use crate::{PERMISSIVE, QUEUE};
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::{
+    bindings, new_condvar, new_mutex,
+    prelude::*,
+    sync::{Arc, CondVar, Mutex},
+};
+use pciif::{
+    access::ConfigAccess,
+    config::{self, VirtualConfigSpace},
+    lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
+    op::{OpStatus, Reply, Request},
+    sbdf::Sbdf,
+    wire::{MsixEntry, MAX_MSIX_VECTORS},
+};
+use xen::{
+    log::{RateLimit, Show},
+    pci::{self, SavedState},
+    work::{Item, Run},
+};
+
+/// How long an assignment waits for a release to end.
+const RELEASE_PATIENCE_MS: u32 = 30_000;
+/// How often it looks meanwhile whether it is still wanted.
+const RELEASE_LOOK_MS: u32 = 100;
+
+/// What `config` protects.
+struct Config {
+    space: VirtualConfigSpace,
+    /// As it was taken; what every guest gets, and dom0 gets back.
+    golden: SavedState,
+    /// Not let go yet.
+    alive: bool,
+}
+
+/// A function that was taken.
+#[pin_data]
+pub(crate) struct Function {
+    dev: pci::Device,
+    address: Sbdf,
+    by_override: bool,
+    permissive: AtomicBool,
+    #[pin]
+    owner: Mutex<Lifecycle>,
+    #[pin]
+    changed: CondVar,
+    #[pin]
+    config: Mutex<Config>,
+    #[pin]
+    release: Item<Function, 0>,
+    /// For lines that the guest can provoke.
+    #[pin]
+    limit: RateLimit,
+}
+
+xen::has_work_item!(Function, 0, release);
+
+impl Run<0> for Function {
+    fn run(this: Arc<Self>) {
+        let _lock = this.dev.lock();
+        if !matches!(*this.owner.lock(), Lifecycle::Releasing { .. }) {
+            return;
+        }
+        let result = this.take_back();
+        if let Err(why) = result {
+            dev_err!(
+                this.dev.as_generic(),
+                "is kept from all guests until it is bound again: {}\n",
+                Show(why)
+            );
+        }
+        let _ = this.apply(Event::Released(result));
+    }
+}
+
+impl Function {
+    /// Takes a function: the core is in `probe` and holds its device lock.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be enabled, saved or restored; it is then as before.
+    pub(crate) fn seize(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
+        // The legacy interrupt is only known once it is enabled; toolstacks read it from sysfs.
+        dev.enable()?;
+        let result = Self::seize_enabled(dev.clone(), address, by_override);
+        dev.set_bus_master(false);
+        dev.disable();
+        let this = result?;
+        dev.set_assigned(true);
+        Ok(this)
+    }
+
+    fn seize_enabled(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
+        match dev.prepare_msix(true) {
+            // Xen is not asked about a function without MSI-X.
+            Ok(()) | Err(ENODEV) => {}
+            Err(e) => dev_warn!(dev.as_generic(), "MSI-X preparation failed ({:?})\n", e),
+        }
+        let golden = dev.save_state()?;
+        report_reset(&dev, dev.reset());
+        dev.restore_state(&golden)?;
+        let bars = [0, 1, 2, 3, 4, 5].map(|index| dev.bar(index));
+        let rom = dev.bar(6);
+        let space = VirtualConfigSpace::new(dev.header_type(), &bars, rom, &mut Host(&dev))
+            .map_err(|_| EIO)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                dev,
+                address,
+                by_override,
+                permissive: AtomicBool::new(false),
+                owner <- new_mutex!(Lifecycle::Available),
+                changed <- new_condvar!(),
+                config <- new_mutex!(Config { space, golden, alive: true }),
+                release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
+                limit <- RateLimit::new(60, 4),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Host address.
+    pub(crate) fn address(&self) -> Sbdf {
+        self.address
+    }
+
+    /// Whether only `driver_override` has brought it here.
+    pub(crate) fn by_override(&self) -> bool {
+        self.by_override
+    }
+
+    /// Whether it is a virtual function.
+    pub(crate) fn is_vf(&self) -> bool {
+        self.dev.is_vf()
+    }
+
+    /// Whether it is a bridge.
+    pub(crate) fn is_bridge(&self) -> bool {
+        self.dev.header_type() == 1
+    }
+
+    /// Whether its guest may write everything.
+    pub(crate) fn is_permissive(&self) -> bool {
+        self.permissive.load(Ordering::Relaxed)
+    }
+
+    fn apply(&self, event: Event) -> Result<(), Refusal> {
+        let mut owner = self.owner.lock();
+        let result = owner.apply(event);
+        self.changed.notify_all();
+        result.map(|_| ())
+    }
+
+    /// Gives it to a guest. Waits for a release in progress while `wanted` says so.
+    ///
+    /// # Errors
+    ///
+    /// What the table refuses, or that of the PCI core.
+    pub(crate) fn assign(
+        &self,
+        domid: u16,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Result<(), Refusal>> {
+        let mut owner = self.owner.lock();
+        let look = kernel::time::msecs_to_jiffies(RELEASE_LOOK_MS);
+        for _ in 0..RELEASE_PATIENCE_MS / RELEASE_LOOK_MS {
+            if !matches!(*owner, Lifecycle::Releasing { .. }) || !wanted() {
+                break;
+            }
+            let _ = self.changed.wait_interruptible_timeout(&mut owner, look);
+        }
+        if let Err(refusal) = owner.apply(Event::Assign(domid)) {
+            return Ok(Err(refusal));
+        }
+        drop(owner);
+        let mut config = self.config.lock();
+        if !config.alive {
+            // Unbound since: the owner must not be recorded after `let_go` has removed it.
+            return Ok(Err(Refusal::Gone));
+        }
+        config.space.reset_for_assignment();
+        if let Err(e) = self.dev.set_owner(domid) {
+            drop(config);
+            let _ = self.apply(Event::Release);
+            let _ = self.apply(Event::Released(Ok(())));
+            return Err(e);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes it away from its guest; the work is done by the function's own work item.
+    pub(crate) fn start_release(this: &Arc<Self>) {
+        // Refused when it was unbound meanwhile: then there is nothing left to do.
+        if this.apply(Event::Release).is_ok() {
+            QUEUE.add::<Self, 0>(this.clone());
+        }
+    }
+
+    /// The driver is unbound: gives it back to dom0. The core holds the device lock.
+    pub(crate) fn let_go(&self) {
+        let before = *self.owner.lock();
+        if let Lifecycle::Assigned { domid } = before {
+            dev_warn!(
+                self.dev.as_generic(),
+                "****** removing device {} while still in-use by domain {}! ******\n",
+                Show(self.address),
+                domid
+            );
+            dev_warn!(
+                self.dev.as_generic(),
+                "****** the guest now reads it as absent; shut it down before the device is bound to another driver ******\n"
+            );
+        }
+        let _ = self.apply(Event::Unbind);
+        // From here on no request and no assignment touches it.
+        self.config.lock().alive = false;
+        if let Err(why) = self.take_back() {
+            dev_warn!(
+                self.dev.as_generic(),
+                "goes back to dom0, but {}\n",
+                Show(why)
+            );
+        }
+        match self.dev.prepare_msix(false) {
+            Ok(()) | Err(ENODEV) => {}
+            Err(e) => dev_warn!(self.dev.as_generic(), "MSI-X release failed ({:?})\n", e),
+        }
+        self.dev.set_assigned(false);
+    }
+
+    /// Stops the function, resets it and restores its configuration. The device lock is held.
+    ///
+    /// # Errors
+    ///
+    /// When it may not be clean. A function that has no way to be reset is not an error.
+    fn take_back(&self) -> Result<(), ResetFailure> {
+        let config = self.config.lock();
+        let dev = &self.dev;
+        self.permissive.store(false, Ordering::Relaxed);
+        // First no interrupts and no DMA, then the reset (XSA-302): it leaves the guest quiet even if
+        // it has no way to be reset.
+        quiesce(dev);
+        // A guest may have put it to sleep, where it cannot be reset or restored.
+        let _ = dev.set_power_state(0);
+        let reset = match dev.reset() {
+            Err(ENOTTY) => {
+                dev_warn!(dev.as_generic(), "has no way to be reset\n");
+                Ok(())
+            }
+            result => result.map_err(|_| ResetFailure::Reset),
+        };
+        let restored = dev
+            .restore_state(&config.golden)
+            .map_err(|_| ResetFailure::Restore);
+        quiesce(dev);
+        dev.clear_owner();
+        reset.and(restored)
+    }
+
+    /// Serves one request of guest `domid`; vectors of MSI-X go into `entries`.
+    pub(crate) fn serve(&self, domid: u16, request: &Request, entries: &mut [MsixEntry]) -> Reply {
+        let mut config = self.config.lock();
+        let mine = matches!(*self.owner.lock(), Lifecycle::Assigned { domid: d } if d == domid);
+        if !config.alive || !mine {
+            return Reply::failed(OpStatus::DevNotFound);
+        }
+        let result = match *request {
+            Request::ConfRead { offset, size, .. } => self.config_read(&mut config, offset, size),
+            Request::ConfWrite {
+                offset,
+                size,
+                value,
+                ..
+            } => self.config_write(&mut config, offset, size, value),
+            Request::EnableMsi { .. } => self.enable_msi(),
+            Request::DisableMsi { .. } => {
+                self.dev.disable_msi();
+                Ok(pci::pirq(self.dev.irq(), false))
+            }
+            Request::EnableMsix { .. } => self.enable_msix(entries),
+            Request::DisableMsix { .. } => {
+                self.dev.disable_msix();
+                Ok(pci::pirq(self.dev.irq(), false))
+            }
+        };
+        result.map_or_else(Reply::failed, Reply::done)
+    }
+
+    fn config_read(&self, config: &mut Config, offset: i32, size: i32) -> Result<u32, OpStatus> {
+        let access = ConfigAccess::new(offset, size, self.dev.config_size())?;
+        config.space.read(&mut Host(&self.dev), access)
+    }
+
+    fn config_write(
+        &self,
+        config: &mut Config,
+        offset: i32,
+        size: i32,
+        value: u32,
+    ) -> Result<u32, OpStatus> {
+        let access = ConfigAccess::new(offset, size, self.dev.config_size())?;
+        let flags = config::Flags {
+            permissive: PERMISSIVE.get() || self.is_permissive(),
+            allow_interrupt_control: false,
+        };
+        let outcome = config
+            .space
+            .write(&mut Host(&self.dev), access, value, flags)?;
+        if !outcome.is_complete() && self.limit.allows() {
+            dev_warn!(
+                self.dev.as_generic(),
+                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; permissive mode would allow it\n",
+                offset,
+                size,
+                value
+            );
+        }
+        Ok(0)
+    }
+
+    fn enable_msi(&self) -> Result<u32, OpStatus> {
+        if self.dev.msi_state() != (false, false) {
+            return Err(OpStatus::OpFailed);
+        }
+        self.dev.enable_msi().map_err(|e| self.refused("MSI", e))?;
+        match pci::pirq(self.dev.irq(), true) {
+            0 => {
+                self.dev.disable_msi();
+                Err(OpStatus::OpFailed)
+            }
+            pirq => Ok(pirq),
+        }
+    }
+
+    fn enable_msix(&self, wanted: &mut [MsixEntry]) -> Result<u32, OpStatus> {
+        if self.dev.msi_state() != (false, false) || !self.decodes_memory() {
+            return Err(OpStatus::OpFailed);
+        }
+        let table = self.dev.msix_table_size();
+        let mut entries = [bindings::msix_entry::default(); MAX_MSIX_VECTORS as usize];
+        let mut seen = [false; 2048];
+        for (entry, wanted) in entries.iter_mut().zip(wanted.iter()) {
+            let place = seen
+                .get_mut(usize::from(wanted.entry))
+                .ok_or(OpStatus::OpFailed)?;
+            if wanted.entry >= table || core::mem::replace(place, true) {
+                return Err(OpStatus::OpFailed);
+            }
+            entry.entry = wanted.entry;
+        }
+        let entries = entries.get_mut(..wanted.len()).ok_or(OpStatus::OpFailed)?;
+        self.dev
+            .enable_msix(entries)
+            .map_err(|e| self.refused("MSI-X", e))?;
+        for (wanted, entry) in wanted.iter_mut().zip(entries.iter()) {
+            match u16::try_from(pci::pirq(entry.vector, true)) {
+                Ok(pirq @ 1..) => wanted.vector = pirq,
+                _ => {
+                    self.dev.disable_msix();
+                    return Err(OpStatus::OpFailed);
+                }
+            }
+        }
+        Ok(0)
+    }
+
+    /// The MSI-X table can only be reached while memory decoding is on; for a virtual function that
+    /// is the physical one's (XSA-157).
+    fn decodes_memory(&self) -> bool {
+        self.dev
+            .physical()
+            .read_config(
+                bindings::PCI_COMMAND as u16,
+                pciif::access::AccessWidth::Word,
+            )
+            .is_ok_and(|command| command & bindings::PCI_COMMAND_MEMORY != 0)
+    }
+
+    fn refused(&self, what: &str, e: Error) -> OpStatus {
+        if self.limit.allows() {
+            dev_warn!(
+                self.dev.as_generic(),
+                "cannot enable {} for the guest ({:?})\n",
+                what,
+                e
+            );
+        }
+        OpStatus::OpFailed
+    }
+}
+
+/// Lets the guest of a function write everything, until the assignment ends.
+pub(crate) fn set_permissive(function: &Arc<Function>) {
+    if !function.permissive.swap(true, Ordering::Relaxed) {
+        let dev = function.dev.as_generic();
+        dev_warn!(
+            dev,
+            "enabling permissive mode configuration space accesses!\n"
+        );
+        dev_warn!(dev, "permissive mode is potentially unsafe!\n");
+    }
+}
+
+/// No interrupts of any kind, no DMA. Memory and I/O decoding stay on: an access of the host to a
+/// function without them can bring the machine down (XSA-120).
+fn quiesce(dev: &pci::Device) {
+    dev.disable_msix();
+    dev.disable_msi();
+    if dev.is_enabled() {
+        dev.disable();
+    }
+    dev.set_bus_master(false);
+}
+
+fn report_reset(dev: &pci::Device, result: Result) {
+    match result {
+        Ok(()) => {}
+        Err(ENOTTY) => dev_info!(dev.as_generic(), "has no way to be reset\n"),
+        Err(e) => dev_warn!(dev.as_generic(), "reset failed ({:?})\n", e),
+    }
+}
+
+/// The hardware as the configuration space engine sees it.
+struct Host<'a>(&'a pci::Device);
+
+impl config::Function for Host<'_> {
+    fn config_size(&self) -> u16 {
+        self.0.config_size()
+    }
+
+    fn read(&mut self, access: ConfigAccess) -> Result<u32, OpStatus> {
+        self.0
+            .read_config(access.offset(), access.width())
+            .map_err(OpStatus::from_pcibios)
+    }
+
+    fn write(&mut self, access: ConfigAccess, value: u32) -> Result<(), OpStatus> {
+        self.0
+            .write_config(access.offset(), access.width(), value)
+            .map_err(OpStatus::from_pcibios)
+    }
+
+    fn ids(&self) -> (u16, u16) {
+        self.0.ids()
+    }
+
+    fn interrupt_line(&self) -> u8 {
+        // A number above 255 has no place in the register: the guest then sees none.
+        u8::try_from(self.0.irq()).unwrap_or(0)
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.0.is_enabled()
+    }
+
+    fn enable(&mut self) -> Result<(), OpStatus> {
+        self.0
+            .enable()
+            .map_err(|e| OpStatus::from_errno(e.to_errno()))
+    }
+
+    fn disable(&mut self) {
+        self.0.disable();
+    }
+
+    fn is_bus_master(&self) -> bool {
+        self.0.is_bus_master()
+    }
+
+    fn set_bus_master(&mut self, on: bool) {
+        self.0.set_bus_master(on);
+    }
+
+    fn set_mwi(&mut self, on: bool) -> Result<(), OpStatus> {
+        self.0
+            .set_mwi(on)
+            .map_err(|e| OpStatus::from_errno(e.to_errno()))
+    }
+
+    fn set_intx(&mut self, on: bool) {
+        self.0.set_intx(on);
+    }
+
+    fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
+        self.0
+            .set_power_state(state)
+            .map_err(|e| OpStatus::from_errno(e.to_errno()))
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which addresses are to be taken (`slots`), and which functions have been.
+//!
+//! *Owns* both lists, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
+//! [`crate::backend`], in sleepable context. *Lock*: one mutex, the innermost of all: nothing is taken
+//! or waited for inside it.
+
+use crate::function::Function;
+use kernel::{prelude::*, sync::Arc};
+use pciif::{sbdf::Sbdf, slot::SlotPattern};
+
+struct Lists {
+    slots: KVec<Sbdf>,
+    functions: KVec<Arc<Function>>,
+}
+
+kernel::sync::global_lock! {
+    // SAFETY: `Slots::init` is called before anything else of this file.
+    unsafe(uninit) static LISTS: Mutex<Lists> = Lists { slots: KVec::new(), functions: KVec::new() };
+}
+
+/// Empties the lists when the module goes.
+pub(crate) struct Slots(());
+
+impl Slots {
+    /// Makes the lists usable. Called once, by the module's start.
+    pub(crate) fn init() -> Self {
+        // SAFETY: called once, before the driver is registered.
+        unsafe { LISTS.init() };
+        Self(())
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        let mut lists = LISTS.lock();
+        lists.slots = KVec::new();
+        lists.functions = KVec::new();
+    }
+}
+
+/// Adds the addresses of a pattern, in order; those that are there already stay where they are.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn add_slots(pattern: &SlotPattern) -> Result {
+    let mut lists = LISTS.lock();
+    for address in pattern.addresses() {
+        if !lists.slots.contains(&address) {
+            lists.slots.push(address, GFP_KERNEL)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the addresses that the pattern matches; tells how many there were.
+pub(crate) fn remove_slots(pattern: &SlotPattern) -> usize {
+    let mut lists = LISTS.lock();
+    let before = lists.slots.len();
+    lists.slots.retain(|address| !pattern.matches(*address));
+    before.saturating_sub(lists.slots.len())
+}
+
+/// Whether an address is in the list.
+pub(crate) fn has_slot(address: Sbdf) -> bool {
+    LISTS.lock().slots.contains(&address)
+}
+
+/// Calls `each` for the addresses in the order in which they were added, until it says `false`.
+/// `each` must not sleep for long nor take locks.
+pub(crate) fn for_each_slot(mut each: impl FnMut(Sbdf) -> bool) {
+    for address in LISTS.lock().slots.iter() {
+        if !each(*address) {
+            break;
+        }
+    }
+}
+
+/// Adds a function that was taken.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn add_function(function: Arc<Function>) -> Result {
+    LISTS.lock().functions.push(function, GFP_KERNEL)?;
+    Ok(())
+}
+
+/// Removes a function that is let go.
+pub(crate) fn remove_function(function: &Arc<Function>) {
+    LISTS
+        .lock()
+        .functions
+        .retain(|other| !Arc::ptr_eq(other, function));
+}
+
+/// The function at a host address.
+pub(crate) fn find_function(address: Sbdf) -> Option<Arc<Function>> {
+    LISTS
+        .lock()
+        .functions
+        .iter()
+        .find(|f| f.address() == address)
+        .cloned()
+}
+
+/// Calls `each` for all functions that were taken; conditions as for [`for_each_slot`].
+pub(crate) fn for_each_function(mut each: impl FnMut(&Function)) {
+    for function in LISTS.lock().functions.iter() {
+        each(function);
+    }
+}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The two library crates, for one driver. A driver's Kbuild sets
+#	xenpci-driver := xen_pciback
+# and includes this file; it then lists $(xenpci-lib-objs) among its objects and
+# adds $(xenpci-lib-flags) to its Rust flags.
+#
+# Each driver gets its own copy of the libraries, in its own object directory:
+# `-Cmetadata` carries the driver's name into every mangled Rust symbol and
+# XENPCI_PREFIX carries it into every C helper. So two copies never clash,
+# whether both drivers are modules, both are built in, or one of each; and no
+# third module has to be shipped or loaded first.
+
+xenpci-rust := $(src)/../../../rust
+xenpci-lib-objs := lib_pciif.o lib_xen.o lib_helpers.o
+xenpci-lib-flags = -L $(obj) --extern pciif --extern xen -Dwarnings
+
+export XENPCI_BINDINGS := $(abspath $(obj))/../../../rust/xen_bindings_generated.rs
+
+# The text of `uname -v` of the kernel that the modules are for, as a Rust
+# literal; the Makefile passes it, empty when it is not known.
+filechk_uts_version = echo '"$(XENPCI_UTS_VERSION)"'
+$(obj)/uts_version.rs: FORCE
+	$(call filechk,uts_version)
+export XENPCI_UTS_FILE := $(abspath $(obj))/uts_version.rs
+
+xenpci-lib-cmd = $(rust_common_cmd) -Cmetadata=$(xenpci-driver) -L $(obj) -Dwarnings \
+		--emit=obj=$@
+
+quiet_cmd_rustc_pciif = RUSTC L $(quiet_modtag) $@
+      cmd_rustc_pciif = $(xenpci-lib-cmd) --crate-name pciif -Aunused_attributes -Aclippy::duplicated_attributes \
+		--emit=metadata=$(obj)/libpciif.rmeta $< $(cmd_objtool)
+
+quiet_cmd_rustc_xen = RUSTC L $(quiet_modtag) $@
+      cmd_rustc_xen = XENPCI_DRIVER=$(xenpci-driver) $(xenpci-lib-cmd) --crate-name xen \
+		--extern pciif --emit=metadata=$(obj)/libxen.rmeta $< $(cmd_objtool)
+
+$(obj)/lib_pciif.o: $(xenpci-rust)/pciif/src/lib.rs FORCE
+	+$(call if_changed_dep,rustc_pciif)
+
+$(obj)/lib_xen.o: $(xenpci-rust)/xen/lib.rs $(obj)/lib_pciif.o FORCE
+	+$(call if_changed_dep,rustc_xen)
+
+CFLAGS_lib_helpers.o := -DXENPCI_PREFIX=$(xenpci-driver)_ -I$(xenpci-rust)/xen
+$(obj)/lib_helpers.o: $(xenpci-rust)/xen/helpers.c FORCE
+	$(call if_changed_rule,cc_o_c)
+
+targets += $(xenpci-lib-objs)
+clean-files += libpciif.rmeta libxen.rmeta uts_version.rs

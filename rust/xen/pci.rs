@@ -1,0 +1,624 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Host PCI functions as a passthrough driver needs them, and the registration of such a driver.
+//!
+//! The kernel crate's `pci::Device` has no state saving, reset, MSI switching for others, error
+//! returns of configuration accesses, or lookup: so this is a type of its own over `pci_dev`.
+
+use crate::sys;
+use core::marker::PhantomData;
+use kernel::{
+    bindings,
+    error::{from_result, to_result},
+    ffi,
+    prelude::*,
+    str::{CStr, CStrExt},
+    sync::Arc,
+    types::Opaque,
+};
+use pciif::{
+    access::AccessWidth,
+    config::{BarFlags, BarInfo},
+    sbdf::Sbdf,
+};
+
+/// A counted reference to a PCI function of the host.
+///
+/// # Invariants
+///
+/// Owns one reference to a `pci_dev` that was registered when it was taken.
+pub struct Device(*mut bindings::pci_dev);
+
+// SAFETY: the reference count is atomic; the functions used here take their own locks or are called
+// as their documentation says.
+unsafe impl Send for Device {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Device {}
+
+impl Clone for Device {
+    fn clone(&self) -> Self {
+        // SAFETY: alive by the invariant.
+        Self(unsafe { bindings::pci_dev_get(self.0) })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: owns one reference.
+        unsafe { bindings::pci_dev_put(self.0) }
+    }
+}
+
+/// Holds a function's device lock, under which drivers are bound, unbound and reset.
+pub struct DeviceLock<'a>(&'a Device);
+
+impl Drop for DeviceLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: locked by `Device::lock`.
+        unsafe { sys::device_unlock(self.0.generic()) }
+    }
+}
+
+/// A copy of a function's configuration, made by [`Device::save_state`].
+///
+/// # Invariants
+///
+/// From `pci_store_saved_state`, owned by this value.
+pub struct SavedState(*mut bindings::pci_saved_state);
+
+// SAFETY: plain memory.
+unsafe impl Send for SavedState {}
+// SAFETY: plain memory that is not changed.
+unsafe impl Sync for SavedState {}
+
+impl Drop for SavedState {
+    fn drop(&mut self) {
+        // SAFETY: owned, from `kmalloc`.
+        unsafe { bindings::kfree(self.0.cast()) }
+    }
+}
+
+impl Device {
+    /// Takes a reference.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a live `pci_dev`.
+    pub unsafe fn get(dev: *mut bindings::pci_dev) -> Self {
+        // SAFETY: promised by the caller.
+        Self(unsafe { bindings::pci_dev_get(dev) })
+    }
+
+    fn generic(&self) -> *mut bindings::device {
+        // SAFETY: alive by the invariant.
+        unsafe { &raw mut (*self.0).dev }
+    }
+
+    /// For log lines.
+    pub fn as_generic(&self) -> &kernel::device::Device {
+        // SAFETY: embedded in a live `pci_dev`.
+        unsafe { kernel::device::Device::from_raw(self.generic()) }
+    }
+
+    /// The C structure.
+    pub fn as_raw(&self) -> *mut bindings::pci_dev {
+        self.0
+    }
+
+    /// Takes the device lock. Must not be held already (the core holds it in probe and remove).
+    pub fn lock(&self) -> DeviceLock<'_> {
+        // SAFETY: alive by the invariant.
+        unsafe { sys::device_lock(self.generic()) };
+        DeviceLock(self)
+    }
+
+    /// The host address; `None` in a segment that Xen can not name (above 0xffff). Atomic.
+    pub fn address(&self) -> Option<Sbdf> {
+        // SAFETY: alive by the invariant; these fields are constant.
+        let (domain, bus, devfn) = unsafe {
+            (
+                sys::pci_domain(self.0),
+                (*(*self.0).bus).number,
+                (*self.0).devfn,
+            )
+        };
+        Sbdf::from_wire(u32::try_from(domain).ok()?, u32::from(bus), devfn)
+    }
+
+    /// Vendor and device id. Atomic.
+    pub fn ids(&self) -> (u16, u16) {
+        // SAFETY: alive; constant fields.
+        unsafe { ((*self.0).vendor, (*self.0).device) }
+    }
+
+    /// The class code, 24 bits. Atomic.
+    pub fn class(&self) -> u32 {
+        // SAFETY: alive; a constant field.
+        unsafe { (*self.0).class }
+    }
+
+    /// Header type without the multi-function bit. Atomic.
+    pub fn header_type(&self) -> u8 {
+        // SAFETY: alive; a constant field.
+        unsafe { (*self.0).hdr_type }
+    }
+
+    /// Bytes of configuration space that can be reached: 256, 4096 or what a quirk says. Atomic.
+    pub fn config_size(&self) -> u16 {
+        // SAFETY: alive; a constant field.
+        u16::try_from(unsafe { (*self.0).cfg_size }).unwrap_or(0)
+    }
+
+    /// Whether it is a virtual function. Atomic.
+    pub fn is_vf(&self) -> bool {
+        // SAFETY: alive.
+        unsafe { sys::pci_is_vf(self.0) }
+    }
+
+    /// The physical function of a virtual one, or itself.
+    pub fn physical(&self) -> Self {
+        // SAFETY: alive; the physical function outlives its virtual ones.
+        unsafe { Self::get(sys::pci_physfn(self.0)) }
+    }
+
+    /// The bridge above it, if there is one.
+    pub fn upstream(&self) -> Option<Self> {
+        // SAFETY: alive; a device's bus and that bus' bridge outlive the device.
+        let bridge = unsafe { (*(*self.0).bus).self_ };
+        // SAFETY: a live bridge.
+        (!bridge.is_null()).then(|| unsafe { Self::get(bridge) })
+    }
+
+    /// The legacy interrupt, 0 when there is none. Atomic.
+    pub fn irq(&self) -> u32 {
+        // SAFETY: alive; an aligned word.
+        unsafe { (&raw const (*self.0).irq).read_volatile() }
+    }
+
+    /// The name of the driver that has it, `pci` when none has.
+    pub fn driver_name(&self) -> &CStr {
+        // SAFETY: alive; the core's answer is a static text.
+        unsafe { CStr::from_char_ptr(sys::pci_driver_name(self.0)) }
+    }
+
+    /// Whether `driver_override` names the driver whose `probe` is running.
+    pub fn is_override_match(&self) -> bool {
+        // SAFETY: alive; in `probe` the core has set the driver.
+        let driver = unsafe { (*self.generic()).driver };
+        // SAFETY: alive; a registered driver.
+        !driver.is_null() && unsafe { sys::match_driver_override(self.generic(), driver) } > 0
+    }
+
+    /// Reads configuration space.
+    ///
+    /// # Errors
+    ///
+    /// The PCIBIOS code of the accessor, a positive number, or an errno.
+    pub fn read_config(&self, offset: u16, width: AccessWidth) -> Result<u32, i32> {
+        let at = i32::from(offset);
+        let (mut byte, mut word, mut dword) = (0u8, 0u16, 0u32);
+        // SAFETY: alive; the accessor checks alignment, `offset` is within a config space.
+        let code = unsafe {
+            match width {
+                AccessWidth::Byte => bindings::pci_read_config_byte(self.0, at, &mut byte),
+                AccessWidth::Word => bindings::pci_read_config_word(self.0, at, &mut word),
+                AccessWidth::Dword => bindings::pci_read_config_dword(self.0, at, &mut dword),
+            }
+        };
+        match (code, width) {
+            (0, AccessWidth::Byte) => Ok(u32::from(byte)),
+            (0, AccessWidth::Word) => Ok(u32::from(word)),
+            (0, AccessWidth::Dword) => Ok(dword),
+            (code, _) => Err(code),
+        }
+    }
+
+    /// Writes configuration space.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read_config`].
+    pub fn write_config(&self, offset: u16, width: AccessWidth, value: u32) -> Result<(), i32> {
+        let at = i32::from(offset);
+        // CAST: narrower accesses use the low bits.
+        // SAFETY: as in `read_config`.
+        let code = unsafe {
+            match width {
+                AccessWidth::Byte => bindings::pci_write_config_byte(self.0, at, value as u8),
+                AccessWidth::Word => bindings::pci_write_config_word(self.0, at, value as u16),
+                AccessWidth::Dword => bindings::pci_write_config_dword(self.0, at, value),
+            }
+        };
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(code)
+        }
+    }
+
+    /// Position of a capability in the first 256 bytes.
+    pub fn capability(&self, id: u32) -> Option<u8> {
+        // CAST: capability ids have 8 bits.
+        // SAFETY: alive.
+        let position = unsafe { bindings::pci_find_capability(self.0, id as ffi::c_int) };
+        (position != 0).then_some(position)
+    }
+
+    /// A BAR (0 to 5) or the expansion ROM (6) as the kernel has assigned it.
+    pub fn bar(&self, index: usize) -> BarInfo {
+        // SAFETY: alive; the array has more than 7 entries.
+        let resource = unsafe { (*self.0).resource.get(index) };
+        let Some(r) = resource else {
+            return BarInfo::default();
+        };
+        let has = |flag: u32| r.flags & flag as ffi::c_ulong != 0;
+        if r.flags == 0
+            || has(bindings::IORESOURCE_DISABLED)
+            || has(bindings::IORESOURCE_UNSET)
+            || has(bindings::IORESOURCE_BUSY)
+        {
+            return BarInfo::default();
+        }
+        BarInfo {
+            start: r.start,
+            len: if r.end >= r.start {
+                (r.end - r.start).saturating_add(1)
+            } else {
+                0
+            },
+            flags: BarFlags {
+                io: has(bindings::IORESOURCE_IO),
+                mem64: has(bindings::IORESOURCE_MEM_64),
+                prefetch: has(bindings::IORESOURCE_PREFETCH),
+                enabled: true,
+            },
+        }
+    }
+
+    /// Whether `pci_enable_device` is in force. Atomic.
+    pub fn is_enabled(&self) -> bool {
+        // SAFETY: alive.
+        unsafe { sys::pci_is_enabled(self.0) }
+    }
+
+    /// Switches on the decoders that the BARs need, and the power.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core.
+    pub fn enable(&self) -> Result {
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_enable_device(self.0) })
+    }
+
+    /// Undoes one [`Self::enable`]: bus master off. Decoders stay on (XSA-120).
+    pub fn disable(&self) {
+        // SAFETY: alive.
+        unsafe { bindings::pci_disable_device(self.0) }
+    }
+
+    /// Whether it may be a bus master, as far as the core knows. Atomic.
+    pub fn is_bus_master(&self) -> bool {
+        // SAFETY: alive.
+        unsafe { sys::pci_is_bus_master(self.0) }
+    }
+
+    /// Lets it be a bus master, or not.
+    pub fn set_bus_master(&self, on: bool) {
+        // SAFETY: alive.
+        unsafe {
+            if on {
+                bindings::pci_set_master(self.0)
+            } else {
+                bindings::pci_clear_master(self.0)
+            }
+        }
+    }
+
+    /// Switches memory-write-and-invalidate.
+    ///
+    /// # Errors
+    ///
+    /// When the cache line size can not be set.
+    pub fn set_mwi(&self, on: bool) -> Result {
+        // SAFETY: alive.
+        unsafe {
+            if on {
+                to_result(bindings::pci_set_mwi(self.0))
+            } else {
+                bindings::pci_clear_mwi(self.0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Allows or forbids legacy interrupts.
+    pub fn set_intx(&self, on: bool) {
+        // SAFETY: alive.
+        unsafe { bindings::pci_intx(self.0, i32::from(on)) }
+    }
+
+    /// Moves to power state D0 to D3hot (0 to 3). Sleeps up to 10 ms and more.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core.
+    pub fn set_power_state(&self, state: u8) -> Result {
+        // SAFETY: alive.
+        to_result(unsafe {
+            bindings::pci_set_power_state(self.0, bindings::pci_power_t::from(state & 3))
+        })
+    }
+
+    /// Whether MSI, and whether MSI-X is on. Atomic.
+    pub fn msi_state(&self) -> (bool, bool) {
+        // SAFETY: alive.
+        unsafe { (sys::pci_msi_on(self.0), sys::pci_msix_on(self.0)) }
+    }
+
+    /// Switches MSI on with one vector.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core.
+    pub fn enable_msi(&self) -> Result {
+        // SAFETY: alive; the caller has checked that neither MSI nor MSI-X is on.
+        to_result(unsafe { bindings::pci_enable_msi(self.0) })
+    }
+
+    /// Switches MSI off if it is on.
+    pub fn disable_msi(&self) {
+        if self.msi_state().0 {
+            // SAFETY: alive, MSI is on.
+            unsafe { bindings::pci_disable_msi(self.0) }
+        }
+    }
+
+    /// Switches MSI-X on with exactly these table entries; their vectors are filled in.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core.
+    pub fn enable_msix(&self, entries: &mut [bindings::msix_entry]) -> Result {
+        let count = i32::try_from(entries.len()).map_err(|_| EINVAL)?;
+        // SAFETY: alive; `count` entries.
+        to_result(unsafe { sys::msix_exact(self.0, entries.as_mut_ptr(), count) })
+    }
+
+    /// Switches MSI-X off if it is on.
+    pub fn disable_msix(&self) {
+        if self.msi_state().1 {
+            // SAFETY: alive, MSI-X is on.
+            unsafe { bindings::pci_disable_msix(self.0) }
+        }
+    }
+
+    /// Number of entries of the MSI-X table, 0 without one.
+    pub fn msix_table_size(&self) -> u16 {
+        // SAFETY: alive.
+        u16::try_from(unsafe { bindings::pci_msix_vec_count(self.0) }).unwrap_or(0)
+    }
+
+    /// Copies the present configuration.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or that of the PCI core.
+    pub fn save_state(&self) -> Result<SavedState> {
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_save_state(self.0) })?;
+        // SAFETY: alive, state saved.
+        let state = unsafe { bindings::pci_store_saved_state(self.0) };
+        if state.is_null() {
+            return Err(ENOMEM);
+        }
+        // INVARIANT: ours.
+        Ok(SavedState(state))
+    }
+
+    /// Writes a saved configuration back.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core when the copy is not one of this device.
+    pub fn restore_state(&self, state: &SavedState) -> Result {
+        // SAFETY: alive; a valid copy, which the call does not change.
+        to_result(unsafe { bindings::pci_load_saved_state(self.0, state.0) })?;
+        // SAFETY: alive, state loaded.
+        unsafe { bindings::pci_restore_state(self.0) };
+        Ok(())
+    }
+
+    /// Resets the function by the first method that works, configuration included. The device lock
+    /// must be held. Takes 100 ms to some seconds.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when it has no way to be reset.
+    pub fn reset(&self) -> Result {
+        // SAFETY: alive; lock held, promised by the caller.
+        to_result(unsafe { bindings::__pci_reset_function_locked(self.0) })
+    }
+
+    /// Tells Xen that another domain will use the MSI-X table of this function, or no more.
+    ///
+    /// # Errors
+    ///
+    /// Without the capability `ENODEV` (Xen must not be asked then); else Xen's answer.
+    pub fn prepare_msix(&self, prepare: bool) -> Result {
+        if self.capability(bindings::PCI_CAP_ID_MSIX).is_none() {
+            return Err(ENODEV);
+        }
+        // SAFETY: alive, has the capability.
+        to_result(unsafe { sys::physdev_msix(self.0, prepare) })
+    }
+
+    /// Marks the function as lent out, so that its physical function keeps SR-IOV on.
+    pub fn set_assigned(&self, on: bool) {
+        // SAFETY: alive.
+        unsafe { sys::pci_set_assigned(self.0, on) }
+    }
+
+    /// Lets the interrupts of the function be mapped for domain `domid`, which replaces an owner.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when there is no memory.
+    pub fn set_owner(&self, domid: u16) -> Result {
+        self.clear_owner();
+        // SAFETY: alive.
+        to_result(unsafe { sys::xen_register_device_domain_owner(self.0, domid) })
+    }
+
+    /// Ends [`Self::set_owner`]; harmless without it.
+    pub fn clear_owner(&self) {
+        // SAFETY: alive.
+        unsafe { sys::xen_unregister_device_domain_owner(self.0) };
+    }
+}
+
+/// The guest's number (pirq) of a Linux interrupt, 0 when it is none of Xen's. Atomic.
+///
+/// Only interrupts that the MSI code has mapped for a guest, or legacy ones that Xen delivers, may
+/// be asked for: for others the core stops the machine.
+pub fn pirq(irq: u32, is_msi: bool) -> u32 {
+    let Ok(number) = i32::try_from(irq) else {
+        return 0;
+    };
+    if irq == 0 || !crate::is_pv_domain() {
+        return 0;
+    }
+    // On PV dom0 a legacy interrupt has the number of its GSI; the core knows those that Xen
+    // delivers.
+    // SAFETY: a lookup in the core's table.
+    if !is_msi && unsafe { sys::xen_irq_from_gsi(irq) } != number {
+        return 0;
+    }
+    // SAFETY: an interrupt of Xen's, by the check above or by the MSI code's mapping.
+    u32::try_from(unsafe { sys::xen_pirq_from_irq(irq) }).unwrap_or(0)
+}
+
+/// A driver that decides in `probe` which functions it takes.
+pub trait Driver: Send + Sync + Sized + 'static {
+    /// A function without a driver; the core holds its device lock. `None` is "not mine".
+    fn probe(dev: Device) -> Result<Option<Arc<Self>>>;
+    /// The driver lets the function go; the core holds its device lock.
+    fn remove(this: Arc<Self>);
+}
+
+/// A PCI driver while it is registered; it is offered every function.
+///
+/// # Invariants
+///
+/// `raw` is registered until `drop`.
+#[pin_data(PinnedDrop)]
+pub struct Registration<T: Driver> {
+    #[pin]
+    raw: Opaque<bindings::pci_driver>,
+    #[pin]
+    ids: Opaque<[bindings::pci_device_id; 2]>,
+    _driver: PhantomData<fn(T)>,
+}
+
+// SAFETY: nothing that changes anything can be done with a shared reference.
+unsafe impl<T: Driver> Sync for Registration<T> {}
+// SAFETY: registering and unregistering may happen in any thread.
+unsafe impl<T: Driver> Send for Registration<T> {}
+
+impl<T: Driver> Registration<T> {
+    /// Registers the driver under `name`.
+    ///
+    /// # Errors
+    ///
+    /// That of the core; `EBUSY` when there is a driver of this name.
+    pub fn new(
+        name: &'static CStr,
+        mod_name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
+        // SAFETY: the closure fills all fields; on success the value is pinned until `drop`, which
+        // unregisters before the memory goes.
+        unsafe {
+            pin_init::pin_init_from_closure(move |slot: *mut Self| {
+                let raw = Opaque::cast_into(&raw const (*slot).raw);
+                let ids = Opaque::cast_into(&raw const (*slot).ids);
+                let any = bindings::pci_device_id {
+                    vendor: !0,
+                    device: !0,
+                    subvendor: !0,
+                    subdevice: !0,
+                    ..Default::default()
+                };
+                ids.write([any, bindings::pci_device_id::default()]);
+                raw.write(bindings::pci_driver {
+                    name: name.as_char_ptr(),
+                    id_table: ids.cast(),
+                    probe: Some(Self::probe),
+                    remove: Some(Self::remove),
+                    // The guest's DMA is Xen's business, not dom0's IOMMU domain.
+                    driver_managed_dma: true,
+                    ..Default::default()
+                });
+                to_result(bindings::__pci_register_driver(
+                    raw,
+                    module.as_ptr(),
+                    mod_name.as_char_ptr(),
+                ))
+            })
+        }
+    }
+
+    /// The generic part of the C structure; registered as long as `self` lives.
+    pub fn driver(&self) -> *mut bindings::device_driver {
+        // SAFETY: within `raw`.
+        unsafe { &raw mut (*self.raw.get()).driver }
+    }
+
+    /// Offers all functions that have no driver.
+    ///
+    /// # Errors
+    ///
+    /// That of the core.
+    pub fn offer_all(&self) -> Result {
+        // SAFETY: a registered driver.
+        to_result(unsafe { bindings::driver_attach(self.driver()) })
+    }
+
+    extern "C" fn probe(
+        dev: *mut bindings::pci_dev,
+        _id: *const bindings::pci_device_id,
+    ) -> ffi::c_int {
+        from_result(|| {
+            // SAFETY: the core passes a live device.
+            let device = unsafe { Device::get(dev) };
+            let state = T::probe(device)?.ok_or(ENODEV)?;
+            // SAFETY: the driver data is ours while the device is bound.
+            unsafe {
+                bindings::dev_set_drvdata(
+                    &raw mut (*dev).dev,
+                    Arc::into_raw(state).cast_mut().cast(),
+                )
+            };
+            Ok(0)
+        })
+    }
+
+    extern "C" fn remove(dev: *mut bindings::pci_dev) {
+        // SAFETY: a live, bound device, whose driver data is ours.
+        let state = unsafe { bindings::dev_get_drvdata(&raw mut (*dev).dev) }.cast::<T>();
+        // SAFETY: as above.
+        unsafe { bindings::dev_set_drvdata(&raw mut (*dev).dev, core::ptr::null_mut()) };
+        if !state.is_null() {
+            // SAFETY: `probe` stored it with `Arc::into_raw`, and it has just been taken out.
+            T::remove(unsafe { Arc::from_raw(state.cast_const()) });
+        }
+    }
+}
+
+#[pinned_drop]
+impl<T: Driver> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: registered by the type invariant; calls `remove` for each bound function.
+        unsafe { bindings::pci_unregister_driver(self.raw.get()) }
+    }
+}

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! xenbus drivers: devices, states, watches.
+//!
+//! # Context and threads
+//!
+//! `probe`, `otherend_changed`, `remove` and the watches run in sleepable context. The core has one
+//! thread for all watches of all devices, which `otherend_changed` and our own watches share: what
+//! takes long belongs into a work item. `remove` runs in that thread too when a domain dies.
+
+use crate::sys;
+use core::{marker::PhantomData, mem::offset_of};
+use kernel::{
+    bindings,
+    error::{from_result, to_result},
+    ffi, fmt,
+    prelude::*,
+    str::{CStr, CStrExt, CString},
+    sync::{Arc, ArcBorrow},
+    types::Opaque,
+};
+use pciif::state::State;
+
+/// Which end of the split device a driver is.
+pub enum End {
+    /// The side that has the device.
+    Backend,
+    /// The side that uses it.
+    Frontend,
+}
+
+/// A state from its number in the store; what is no state is Unknown.
+pub fn state(number: u32) -> State {
+    State::from_number(i32::try_from(number).unwrap_or(0))
+}
+
+/// A xenbus device.
+///
+/// # Invariants
+///
+/// A live `xenbus_device`: between a driver's `probe` and the end of its `remove`, or longer if a
+/// [`DeviceRef`] holds it.
+#[repr(transparent)]
+pub struct Device(Opaque<sys::xenbus_device>);
+
+// SAFETY: the functions used here take their own locks, or are called as the documentation says.
+unsafe impl Send for Device {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// The C structure.
+    pub fn as_raw(&self) -> *mut sys::xenbus_device {
+        self.0.get()
+    }
+
+    /// Our own directory in the store.
+    pub fn directory(&self) -> &CStr {
+        // SAFETY: set before the device is registered, constant, NUL terminated.
+        unsafe { CStr::from_char_ptr((*self.as_raw()).nodename) }
+    }
+
+    /// The peer's directory in the store.
+    pub fn peer_directory(&self) -> &CStr {
+        // SAFETY: set before `probe`, NUL terminated; null only before that.
+        unsafe {
+            let path = (*self.as_raw()).otherend;
+            if path.is_null() {
+                c""
+            } else {
+                CStr::from_char_ptr(path)
+            }
+        }
+    }
+
+    /// The peer's domain.
+    pub fn peer_domain(&self) -> u16 {
+        // SAFETY: a live device.
+        let id = unsafe { (*self.as_raw()).otherend_id };
+        // CAST: domain ids have 15 bits.
+        id as u16
+    }
+
+    /// A state as the store has it now, not as the core remembers it.
+    fn read_state(&self, directory: &CStr) -> State {
+        // SAFETY: a live device and a NUL terminated path.
+        let state =
+            unsafe { sys::xenbus_read_driver_state(self.as_raw(), directory.as_char_ptr()) };
+        self::state(state)
+    }
+
+    /// Our state in the store. A toolstack may have written it.
+    pub fn own_state(&self) -> State {
+        self.read_state(self.directory())
+    }
+
+    /// The peer's state in the store.
+    pub fn peer_state(&self) -> State {
+        self.read_state(self.peer_directory())
+    }
+
+    /// Writes our state. Does nothing when the core knows it as such already; the core reports
+    /// errors itself.
+    pub fn switch_state(&self, state: State) {
+        // SAFETY: a live device.
+        unsafe { sys::xenbus_switch_state(self.as_raw(), state.number() as sys::xenbus_state) };
+    }
+
+    /// Tells the core which state was written to the store by other means than
+    /// [`Self::switch_state`], namely in a transaction together with other keys.
+    pub fn state_was_written(&self, state: State) {
+        // SAFETY: a live device; the core reads the field without a lock itself.
+        unsafe {
+            (&raw mut (*self.as_raw()).state).write_volatile(state.number() as sys::xenbus_state)
+        };
+    }
+
+    /// Whether the toolstack still wants the device.
+    pub fn is_online(&self) -> bool {
+        // SAFETY: a live device.
+        unsafe { sys::xenbus_dev_is_online(self.as_raw()) != 0 }
+    }
+
+    /// Reports an error in the log and in the store's error directory.
+    pub fn error(&self, error: Error, text: fmt::Arguments<'_>) {
+        self.report(error, text, false);
+    }
+
+    /// As [`Self::error`], and moves to state Closing.
+    pub fn fatal(&self, error: Error, text: fmt::Arguments<'_>) {
+        self.report(error, text, true);
+    }
+
+    fn report(&self, error: Error, text: fmt::Arguments<'_>, fatal: bool) {
+        let text = CString::try_from_fmt(text);
+        let text = text.as_ref().map_or(c"out of memory", |t| t);
+        // SAFETY: a live device; the text is an argument of "%s", never a format.
+        unsafe { sys::bus_dev_error(self.as_raw(), error.to_errno(), text.as_char_ptr(), fatal) }
+    }
+
+    /// Removes the device from the bus, which calls the driver's `remove`.
+    pub fn unregister(&self) {
+        // SAFETY: a registered device; the core allows this from `otherend_changed`.
+        unsafe { bindings::device_unregister(&raw mut (*self.as_raw()).dev) }
+    }
+
+    /// The kernel's view of the device, for log lines.
+    pub fn generic(&self) -> &kernel::device::Device {
+        // SAFETY: embedded in a live device.
+        unsafe { kernel::device::Device::from_raw(&raw mut (*self.as_raw()).dev) }
+    }
+}
+
+/// A counted reference to a [`Device`].
+///
+/// # Invariants
+///
+/// Owns one reference of the embedded `struct device`.
+pub struct DeviceRef(*mut sys::xenbus_device);
+
+// SAFETY: see `Device`.
+unsafe impl Send for DeviceRef {}
+// SAFETY: see `Device`.
+unsafe impl Sync for DeviceRef {}
+
+impl From<&Device> for DeviceRef {
+    fn from(dev: &Device) -> Self {
+        // SAFETY: a live device.
+        unsafe { bindings::get_device(&raw mut (*dev.as_raw()).dev) };
+        // INVARIANT: taken just now.
+        Self(dev.as_raw())
+    }
+}
+
+impl Clone for DeviceRef {
+    fn clone(&self) -> Self {
+        Self::from(&**self)
+    }
+}
+
+impl core::ops::Deref for DeviceRef {
+    type Target = Device;
+    fn deref(&self) -> &Device {
+        // SAFETY: `Device` is transparent; alive by the reference.
+        unsafe { &*self.0.cast() }
+    }
+}
+
+impl Drop for DeviceRef {
+    fn drop(&mut self) {
+        // SAFETY: owns one reference.
+        unsafe { bindings::put_device(&raw mut (*self.0).dev) }
+    }
+}
+
+/// A driver of devices of one type.
+pub trait Driver: Send + Sync + Sized + 'static {
+    /// Which end it is.
+    const END: End;
+    /// The device type: the last but one part of the directory, such as `pci`.
+    const TYPE: &'static CStr;
+
+    /// A new device. What it returns is the device's state, dropped after `remove`.
+    fn probe(dev: &Device) -> Result<Arc<Self>>;
+    /// The peer's state has changed (or may have: watches can fire without a change).
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, state: State);
+    /// The device goes; nothing may use `dev` afterwards without a [`DeviceRef`].
+    fn remove(this: Arc<Self>, dev: &Device);
+    /// The guest was suspended and goes on, perhaps on another host. Frontends only.
+    fn resume(_this: ArcBorrow<'_, Self>, _dev: &Device) -> Result {
+        Ok(())
+    }
+}
+
+/// A driver while it is registered.
+///
+/// # Invariants
+///
+/// `raw` is registered until `drop`.
+#[pin_data(PinnedDrop)]
+pub struct Registration<T: Driver> {
+    #[pin]
+    raw: Opaque<sys::xenbus_driver>,
+    #[pin]
+    ids: Opaque<[sys::xenbus_device_id; 2]>,
+    _driver: PhantomData<fn(T)>,
+}
+
+// SAFETY: nothing can be done with a shared reference.
+unsafe impl<T: Driver> Sync for Registration<T> {}
+// SAFETY: registering and unregistering may happen in any thread.
+unsafe impl<T: Driver> Send for Registration<T> {}
+
+impl<T: Driver> Registration<T> {
+    /// Registers the driver under `name`; devices that exist already are probed now.
+    ///
+    /// # Errors
+    ///
+    /// That of the core.
+    pub fn new(
+        name: &'static CStr,
+        mod_name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
+        // SAFETY: the closure fills all fields; on success the value is pinned until `drop`, which
+        // unregisters before the memory goes.
+        unsafe {
+            pin_init::pin_init_from_closure(move |slot: *mut Self| {
+                let raw = Opaque::cast_into(&raw const (*slot).raw);
+                let ids = Opaque::cast_into(&raw const (*slot).ids);
+                let mut id = sys::xenbus_device_id::default();
+                for (to, from) in id.devicetype.iter_mut().zip(T::TYPE.to_bytes()) {
+                    *to = *from as ffi::c_char;
+                }
+                ids.write([id, sys::xenbus_device_id::default()]);
+                raw.write(sys::xenbus_driver {
+                    name: name.as_char_ptr(),
+                    ids: ids.cast(),
+                    probe: Some(Self::probe),
+                    otherend_changed: Some(Self::otherend_changed),
+                    remove: Some(Self::remove),
+                    resume: match T::END {
+                        End::Backend => None,
+                        End::Frontend => Some(Self::resume),
+                    },
+                    ..Default::default()
+                });
+                let register = match T::END {
+                    End::Backend => sys::__xenbus_register_backend,
+                    End::Frontend => sys::__xenbus_register_frontend,
+                };
+                to_result(register(raw, module.as_ptr(), mod_name.as_char_ptr()))
+            })
+        }
+    }
+
+    extern "C" fn probe(
+        dev: *mut sys::xenbus_device,
+        _id: *const sys::xenbus_device_id,
+    ) -> ffi::c_int {
+        // SAFETY: the core passes a live device.
+        let device = unsafe { &*dev.cast::<Device>() };
+        from_result(|| {
+            let state = T::probe(device)?;
+            // SAFETY: a live device, whose driver data is ours while it is bound.
+            unsafe {
+                bindings::dev_set_drvdata(
+                    &raw mut (*dev).dev,
+                    Arc::into_raw(state).cast_mut().cast(),
+                )
+            };
+            Ok(0)
+        })
+    }
+
+    /// The state of a bound device.
+    ///
+    /// # Safety
+    ///
+    /// Between `probe` and `remove` of `dev`; the result must not outlive `remove`.
+    unsafe fn state<'a>(dev: *mut sys::xenbus_device) -> Option<ArcBorrow<'a, T>> {
+        // SAFETY: a live device.
+        let state = unsafe { bindings::dev_get_drvdata(&raw mut (*dev).dev) }.cast::<T>();
+        // SAFETY: `probe` stored an `Arc<T>`, `remove` takes it out.
+        (!state.is_null()).then(|| unsafe { ArcBorrow::from_raw(state.cast_const()) })
+    }
+
+    extern "C" fn otherend_changed(dev: *mut sys::xenbus_device, state: sys::xenbus_state) {
+        // SAFETY: the core passes a live device.
+        let device = unsafe { &*dev.cast::<Device>() };
+        // SAFETY: the core calls this between `probe` and `remove` only.
+        if let Some(this) = unsafe { Self::state(dev) } {
+            T::otherend_changed(this, device, self::state(state));
+        }
+    }
+
+    extern "C" fn remove(dev: *mut sys::xenbus_device) {
+        // SAFETY: a live device, whose driver data is ours.
+        let state = unsafe { bindings::dev_get_drvdata(&raw mut (*dev).dev) }.cast::<T>();
+        // SAFETY: as above.
+        unsafe { bindings::dev_set_drvdata(&raw mut (*dev).dev, core::ptr::null_mut()) };
+        if !state.is_null() {
+            // SAFETY: the core passes a live device.
+            let device = unsafe { &*dev.cast::<Device>() };
+            // SAFETY: `probe` stored it with `Arc::into_raw`, and it has just been taken out.
+            T::remove(unsafe { Arc::from_raw(state.cast_const()) }, device);
+        }
+    }
+
+    extern "C" fn resume(dev: *mut sys::xenbus_device) -> ffi::c_int {
+        // SAFETY: the core passes a live, bound device.
+        let device = unsafe { &*dev.cast::<Device>() };
+        from_result(|| {
+            // SAFETY: between `probe` and `remove`.
+            if let Some(this) = unsafe { Self::state(dev) } {
+                T::resume(this, device)?;
+            }
+            Ok(0)
+        })
+    }
+}
+
+#[pinned_drop]
+impl<T: Driver> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: registered by the type invariant; calls `remove` for each bound device.
+        unsafe { sys::xenbus_unregister_driver(self.raw.get()) }
+    }
+}
+
+/// Who hears of changes below a directory.
+pub trait Watcher: Send + Sync + 'static {
+    /// Something below the watched directory has changed.
+    fn changed(this: ArcBorrow<'_, Self>);
+}
+
+/// A watch on a device's own directory.
+///
+/// # Invariants
+///
+/// `raw` is registered until `drop`, and `watcher` is an `Arc` turned into a pointer.
+pub struct Watch<T: Watcher> {
+    inner: Pin<KBox<WatchInner<T>>>,
+}
+
+#[repr(C)]
+struct WatchInner<T> {
+    raw: Opaque<sys::xenbus_watch>,
+    watcher: *const T,
+    _path: CString,
+}
+
+// SAFETY: the pointer is an `Arc<T>` with `T: Send + Sync`.
+unsafe impl<T: Watcher> Send for Watch<T> {}
+// SAFETY: as for `Send`.
+unsafe impl<T: Watcher> Sync for Watch<T> {}
+
+impl<T: Watcher> Watch<T> {
+    /// Starts to watch; the store fires each new watch once at once.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or that of the store.
+    pub fn own_directory(dev: &Device, watcher: Arc<T>) -> Result<Self> {
+        let path = CString::try_from_fmt(fmt!("{}", dev.directory()))?;
+        let raw = sys::xenbus_watch {
+            node: path.as_char_ptr(),
+            callback: Some(Self::callback),
+            ..Default::default()
+        };
+        let inner = KBox::pin(
+            WatchInner {
+                raw: Opaque::new(raw),
+                watcher: Arc::as_ptr(&watcher),
+                _path: path,
+            },
+            GFP_KERNEL,
+        )?;
+        // SAFETY: pinned in its box, all fields set; unregistered in `drop` before it goes.
+        to_result(unsafe { sys::register_xenbus_watch(inner.raw.get()) })?;
+        // The reference now belongs to the watch.
+        let _ = Arc::into_raw(watcher);
+        Ok(Self { inner })
+    }
+
+    extern "C" fn callback(
+        raw: *mut sys::xenbus_watch,
+        _path: *const ffi::c_char,
+        _token: *const ffi::c_char,
+    ) {
+        let inner = raw
+            .wrapping_byte_sub(offset_of!(WatchInner<T>, raw))
+            .cast::<WatchInner<T>>();
+        // SAFETY: the core calls this only while the watch is registered.
+        let watcher = unsafe { (*inner).watcher };
+        // SAFETY: owned by the watch while it is registered, and by its maker before.
+        T::changed(unsafe { ArcBorrow::from_raw(watcher) });
+    }
+}
+
+impl<T: Watcher> Drop for Watch<T> {
+    fn drop(&mut self) {
+        // SAFETY: registered by the type invariant. Waits for a running callback, unless it is
+        // called by that very thread.
+        unsafe { sys::unregister_xenbus_watch(self.inner.raw.get()) };
+        // SAFETY: owned by the watch by the type invariant.
+        drop(unsafe { Arc::from_raw(self.inner.watcher) });
+    }
+}
