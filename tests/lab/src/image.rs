@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The initramfs images of dom0 and of the guests, made of the root file system's own files.
+
+use anyhow::{bail, ensure, Context, Result};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{symlink, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Where things are: given by the environment, see the README.
+pub struct Paths {
+    /// Unpacked kernel packages.
+    pub image: PathBuf,
+    /// Our two modules.
+    pub modules: PathBuf,
+    /// Images and logs.
+    pub out: PathBuf,
+}
+
+/// What QEMU boots.
+pub struct Images {
+    /// The hypervisor.
+    pub xen: PathBuf,
+    /// The kernel of dom0 and the guests.
+    pub kernel: PathBuf,
+    /// dom0's initramfs, which has the guests' in it.
+    pub dom0: PathBuf,
+}
+
+const XEN: &str = "/usr/lib/xen-4.20/bin";
+
+const GUEST_INIT: &str = r#"#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+# The console carries the agent's frames from here on.
+dmesg -n 1
+case " $(cat /proc/cmdline) " in
+*" front=c "*) insmod /modules/c/xen-pcifront.ko ;;
+*) insmod /modules/rust/xen-pcifront.ko ;;
+esac
+exec agent serve /dev/hvc0
+"#;
+
+const DOM0_INIT: &str = r#"#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/pts; mount -t devpts pts /dev/pts
+mount -t tmpfs run /run; mkdir -p /run/xen /run/xenstored /run/lock
+for m in xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc; do insmod /modules/$m.ko; done
+mount -t xenfs xenfs /proc/xen
+xenstored
+i=0; until xenstore-write /lab up 2>/dev/null; do i=$((i + 1)); [ $i = 100 ] && break; sleep 0.1; done
+xen-init-dom0
+xenconsoled --log=all --log-dir=/var/log/xen
+case " $(cat /proc/cmdline) " in
+*" shell "*) agent serve /dev/ttyS1 & while :; do setsid cttyhack sh; done ;;
+esac
+exec agent serve /dev/ttyS1
+"#;
+
+/// Makes all images below `paths.out`.
+pub fn make(paths: &Paths) -> Result<Images> {
+    let work = paths.out.join("images");
+    if work.exists() {
+        fs::remove_dir_all(&work)?;
+    }
+    fs::create_dir_all(&work)?;
+    let kernel_dir = kernel_dir(&paths.image)?;
+    let kernel = [
+        "vmlinuz".into(),
+        format!("../../../../boot/vmlinuz-{}", name(&kernel_dir)),
+    ]
+    .iter()
+    .map(|file| kernel_dir.join(file))
+    .find(|file| file.exists())
+    .context("no vmlinuz in the kernel packages")?;
+
+    let guest = Tree::new(work.join("guest"))?;
+    guest.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
+    guest.drivers(&kernel_dir, paths, "xen-pcifront", &["e1000e"])?;
+    guest.init(GUEST_INIT)?;
+    let guest_image = work.join("guest.img");
+    guest.pack(&guest_image)?;
+
+    let dom0 = Tree::new(work.join("dom0"))?;
+    let tools = ["xl", "xenstored", "xenconsoled", "xen-init-dom0"].map(|t| format!("{XEN}/{t}"));
+    let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
+    dom0.programs(&tools)?;
+    dom0.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
+    dom0.programs(&[
+        "/usr/bin/xenstore-ls",
+        "/usr/bin/xenstore-read",
+        "/usr/bin/xenstore-write",
+    ])?;
+    // pthread_cancel loads it at run time.
+    dom0.file(
+        "/lib/x86_64-linux-gnu/libgcc_s.so.1",
+        "lib/x86_64-linux-gnu/libgcc_s.so.1",
+    )?;
+    dom0.drivers(
+        &kernel_dir,
+        paths,
+        "xen-pciback",
+        &[
+            "xen-privcmd",
+            "xenfs",
+            "xen-evtchn",
+            "xen-gntdev",
+            "xen-gntalloc",
+            "e1000e",
+        ],
+    )?;
+    for dir in ["etc/xen", "var/log/xen", "var/lib/xen"] {
+        fs::create_dir_all(dom0.0.join(dir))?;
+    }
+    symlink("../run", dom0.0.join("var/run"))?;
+    fs::write(dom0.0.join("etc/xen/xl.conf"), "")?;
+    dom0.file(path(&guest_image)?, "guest/initramfs")?;
+    dom0.file(path(&kernel)?, "guest/vmlinuz")?;
+    dom0.init(DOM0_INIT)?;
+    let dom0_image = work.join("dom0.img");
+    dom0.pack(&dom0_image)?;
+
+    let xen = work.join("xen");
+    run(Command::new("sh").args([
+        "-c",
+        "gunzip -c /boot/xen-4.20-amd64.gz >\"$0\"",
+        path(&xen)?,
+    ]))?;
+    Ok(Images {
+        xen,
+        kernel,
+        dom0: dom0_image,
+    })
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+fn name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// `lib/modules/RELEASE` of the kernel packages.
+fn kernel_dir(image: &Path) -> Result<PathBuf> {
+    for base in ["usr/lib/modules", "lib/modules"] {
+        if let Ok(mut entries) = fs::read_dir(image.join(base)) {
+            if let Some(entry) = entries.next() {
+                return Ok(entry?.path());
+            }
+        }
+    }
+    bail!("{} has no lib/modules", image.display())
+}
+
+fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(output.stdout)
+}
+
+/// The contents of an image.
+struct Tree(PathBuf);
+
+impl Tree {
+    /// With busybox under all of its names, and the agent.
+    fn new(dir: PathBuf) -> Result<Self> {
+        for sub in ["bin", "proc", "sys", "dev", "run", "tmp", "var", "modules"] {
+            fs::create_dir_all(dir.join(sub))?;
+        }
+        let this = Self(dir);
+        this.file("/bin/busybox", "bin/busybox")?;
+        for applet in String::from_utf8(run(Command::new("busybox").arg("--list"))?)?.lines() {
+            if applet != "busybox" && applet != "lspci" {
+                symlink("busybox", this.0.join("bin").join(applet))?;
+            }
+        }
+        let agent = std::env::current_exe()?.with_file_name("agent");
+        this.file(path(&agent)?, "bin/agent")?;
+        // Names for lspci.
+        this.file("/usr/share/misc/pci.ids", "usr/share/misc/pci.ids")?;
+        Ok(this)
+    }
+
+    fn file(&self, from: &str, to: &str) -> Result<()> {
+        let to = self.0.join(to);
+        if let Some(dir) = to.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        fs::copy(from, &to).with_context(|| format!("copying {from}"))?;
+        Ok(())
+    }
+
+    /// Programs with the libraries that they are linked to.
+    fn programs(&self, files: &[&str]) -> Result<()> {
+        let mut libraries = BTreeSet::new();
+        for file in files {
+            self.file(file, &format!("bin/{}", name(Path::new(file))))?;
+            let list = run(Command::new("ldd").arg(file))?;
+            let list = String::from_utf8(list)?;
+            libraries.extend(
+                list.split_whitespace()
+                    .filter(|w| w.starts_with('/'))
+                    .map(str::to_owned),
+            );
+        }
+        for library in libraries {
+            self.file(&library, library.trim_start_matches('/'))?;
+        }
+        Ok(())
+    }
+
+    /// Kernel modules: `both` from the kernel and from us, the others from the kernel.
+    fn drivers(&self, kernel: &Path, paths: &Paths, both: &str, others: &[&str]) -> Result<()> {
+        for dir in ["c", "rust", "other"] {
+            fs::create_dir_all(self.0.join("modules").join(dir))?;
+        }
+        for module in others {
+            self.kernel_module(kernel, module, &format!("modules/{module}.ko"))?;
+        }
+        self.kernel_module(kernel, both, &format!("modules/c/{both}.ko"))?;
+        let ours = paths.modules.join(format!("{both}.ko"));
+        let to = self.0.join("modules/rust").join(format!("{both}.ko"));
+        // Without debug information: it would only cost boot time.
+        run(Command::new("objcopy").args(["--strip-debug", path(&ours)?, path(&to)?]))?;
+        // As if it had been built for another kernel, by one character.
+        let mut module = fs::read(&to)?;
+        let (text, other) = (b" SMP PREEMPT_DYNAMIC ", b" SMP PREEMPT_DYNAMIX ");
+        let at = module.windows(text.len()).position(|bytes| bytes == text);
+        let at = at.context("the module does not name its kernel")?;
+        module[at..at + text.len()].copy_from_slice(other);
+        fs::write(
+            self.0.join("modules/other").join(format!("{both}.ko")),
+            module,
+        )?;
+        Ok(())
+    }
+
+    fn kernel_module(&self, kernel: &Path, module: &str, to: &str) -> Result<()> {
+        let found = run(Command::new("find")
+            .arg(kernel)
+            .args(["-name", &format!("{module}.ko*")]))?;
+        let found = String::from_utf8(found)?;
+        let file = found
+            .lines()
+            .next()
+            .with_context(|| format!("no module {module}"))?;
+        let content = match file.rsplit('.').next() {
+            Some("xz") => run(Command::new("xz").args(["-dc", file]))?,
+            Some("zst") => run(Command::new("zstd").args(["-dqc", file]))?,
+            _ => fs::read(file)?,
+        };
+        fs::write(self.0.join(to), content)?;
+        Ok(())
+    }
+
+    fn init(&self, text: &str) -> Result<()> {
+        let file = self.0.join("init");
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        Ok(())
+    }
+
+    fn pack(&self, to: &Path) -> Result<()> {
+        let script = "cd \"$0\" && find . | cpio -o -H newc --quiet | zstd -q -1 -f -o \"$1\"";
+        run(Command::new("sh").args(["-c", script, path(&self.0)?, path(to)?]))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The lab: Xen in QEMU, dom0 and guests in it, and the cases that need them.
+
+mod cases;
+mod config;
+mod files;
+mod image;
+mod machine;
+
+use anyhow::{Context, Result};
+use cases::{Case, Ends, Lab};
+use clap::{Parser, Subcommand};
+use image::{Images, Paths};
+use machine::{Machine, Options};
+use std::{path::PathBuf, process::ExitCode, time::Instant};
+
+#[derive(Parser)]
+#[command(about = "Runs the cases that need Xen, dom0 and guests")]
+struct Arguments {
+    /// Unpacked kernel packages.
+    #[arg(long, env = "XENPCI_IMAGE")]
+    image: PathBuf,
+    /// Directory of xen-pciback.ko and xen-pcifront.ko.
+    #[arg(long, env = "XENPCI_MODULES")]
+    modules: PathBuf,
+    /// Directory for images and logs.
+    #[arg(long, env = "XENPCI_OUT")]
+    out: PathBuf,
+    /// Backend: c or rust.
+    #[arg(long, env = "BACK", default_value = "rust", value_parser = ["c", "rust"])]
+    back: String,
+    /// Frontend: c or rust.
+    #[arg(long, env = "FRONT", default_value = "rust", value_parser = ["c", "rust"])]
+    front: String,
+    #[command(subcommand)]
+    command: Do,
+}
+
+#[derive(Subcommand)]
+enum Do {
+    /// Names the cases.
+    List,
+    /// Runs all cases, or those whose names contain one of the words.
+    Run {
+        /// Parts of names.
+        words: Vec<String>,
+        /// As many repetitions as the issues ask for.
+        #[arg(long)]
+        full: bool,
+        /// Guests in a row that have to connect.
+        #[arg(long, env = "CONNECTS")]
+        connects: Option<u32>,
+        /// Reads of the four vCPU case.
+        #[arg(long, env = "READS")]
+        reads: Option<u32>,
+    },
+    /// Shows a NIC in a guest.
+    Demo,
+    /// Leaves a person on dom0's console with the guest running.
+    Shell,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("lab: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<bool> {
+    if let Do::List = arguments.command {
+        for case in cases::ALL {
+            println!("{}", case.name);
+        }
+        return Ok(true);
+    }
+    let paths = Paths {
+        image: arguments.image.clone(),
+        modules: arguments.modules.clone(),
+        out: arguments.out.clone(),
+    };
+    std::fs::create_dir_all(&paths.out).context("the directory for logs")?;
+    let start = Instant::now();
+    let images = image::make(&paths).context("making the images")?;
+    println!("images made in {:.1} s", start.elapsed().as_secs_f32());
+    match &arguments.command {
+        Do::List => Ok(true),
+        Do::Run {
+            words,
+            full,
+            connects,
+            reads,
+        } => {
+            let connects = connects.unwrap_or(if *full { 20 } else { 4 });
+            let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
+            run_cases(arguments, &images, words, connects, reads)
+        }
+        Do::Demo => demo(arguments, &images),
+        Do::Shell => shell(arguments, &images),
+    }
+}
+
+/// Boots; a machine that dies before its first case is booted once more, which is said.
+fn boot(arguments: &Arguments, images: &Images) -> Result<Machine> {
+    let start = Instant::now();
+    let machine = Machine::boot(images, &arguments.out, Options::default()).or_else(|e| {
+        println!("boot failed ({e:#}), tried once more");
+        Machine::boot(images, &arguments.out, Options::default())
+    })?;
+    println!("Xen and dom0 up in {:.1} s", start.elapsed().as_secs_f32());
+    Ok(machine)
+}
+
+fn run_cases(
+    arguments: &Arguments,
+    images: &Images,
+    words: &[String],
+    connects: u32,
+    reads: u32,
+) -> Result<bool> {
+    let fits = |case: &&Case| match case.ends {
+        Ends::Any | Ends::Own => true,
+        Ends::RustBackend => arguments.back == "rust",
+        Ends::RustFrontend => arguments.front == "rust",
+    };
+    let wanted =
+        |case: &&Case| words.is_empty() || words.iter().any(|w| case.name.contains(w.as_str()));
+    let chosen: Vec<_> = cases::ALL.iter().filter(wanted).collect();
+    for case in chosen.iter().filter(|case| !fits(case)) {
+        println!("not run: {} states a rule of ours", case.name);
+    }
+    let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
+    let port = files::serve()?;
+    let machine = boot(arguments, images)?;
+    let lab = Lab {
+        machine: &machine,
+        back: &arguments.back,
+        front: &arguments.front,
+        port,
+        connects,
+        reads,
+    };
+    let (mut passed, mut failed) = (0, 0);
+    for (number, case) in chosen.iter().enumerate() {
+        let start = Instant::now();
+        println!("[{}/{}] {}", number + 1, chosen.len(), case.name);
+        let result = case.run(&lab);
+        let seconds = start.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("    passed in {seconds:.1} s");
+            }
+            Err(e) => {
+                failed += 1;
+                println!("    FAILED in {seconds:.1} s: {e:#}");
+                report(&machine);
+            }
+        }
+    }
+    if machine.xl_repeated.get() > 0 {
+        println!("xl had to be repeated {} times", machine.xl_repeated.get());
+    }
+    println!("console: {}", machine.console.display());
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0 && passed > 0)
+}
+
+/// What helps to understand a failure.
+fn report(machine: &Machine) {
+    for (title, command) in [
+        ("dom0's last messages", "cat /var/log/dmesg.all 2>/dev/null | tail -n 25; dmesg | tail -n 25"),
+        ("guests", "xl list"),
+        ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
+        ("the last guest", "tail -n 20 $(ls -t /var/log/xen/guest-*.log | head -n 1)"),
+    ] {
+        match machine.ask(command, 30) {
+            Ok(answer) => println!("    -- {title}\n{}", answer.output.trim_end()),
+            Err(e) => println!("    -- {title}: {e:#}"),
+        }
+    }
+}
+
+fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
+    let machine = boot(arguments, images)?;
+    let lab = Lab {
+        machine: &machine,
+        back: &arguments.back,
+        front: &arguments.front,
+        port: 0,
+        connects: 0,
+        reads: 0,
+    };
+    println!("\ndom0: the NIC is hidden by xen-pciback\n");
+    lab.load_with_nic()?;
+    println!(
+        "{}",
+        machine.sh("dmesg | grep -i pciback; lspci -k -s 00:05.0 2>/dev/null")?
+    );
+    println!("A PV guest with pci=[ \"{}\" ] starts ...\n", machine::NIC);
+    let guest = lab.nic_guest("demo")?;
+    let ping = cases::start_nic(&guest)?;
+    println!("guest: lspci -k\n{}", guest.sh("lspci -k 2>/dev/null")?);
+    println!(
+        "guest: /proc/interrupts\n{}",
+        guest.sh("grep -E 'pcifront' /proc/interrupts")?
+    );
+    println!("guest: ping through the passed-through NIC\n{ping}");
+    guest.destroy()?;
+    Ok(true)
+}
+
+fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
+    let mut machine = Machine::boot(images, &arguments.out, Options { interactive: true })?;
+    let lab = Lab {
+        machine: &machine,
+        back: &arguments.back,
+        front: &arguments.front,
+        port: 0,
+        connects: 0,
+        reads: 0,
+    };
+    lab.load_with_nic()?;
+    lab.nic_guest("guest")?;
+    println!("\r\nThe guest \"guest\" has the NIC. Its messages: /var/log/xen/guest-guest.log. Ctrl-a x ends.\r\n");
+    machine.wait()?;
+    Ok(true)
+}
