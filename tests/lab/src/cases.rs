@@ -365,40 +365,35 @@ fn nic(lab: &Lab<'_>) -> Result<()> {
 fn permissive(lab: &Lab<'_>) -> Result<()> {
     lab.load_with_nic()?;
     let guest = lab.nic_guest("permissive")?;
-    // Device Control of the PCI Express capability: no row of the policy covers it.
-    let control = |value: &str| {
-        guest.sh(&format!(
-            "setpci -s 00:00.0 e8.w={value}; setpci -s 00:00.0 e8.w"
-        ))
-    };
-    let before = guest.sh("setpci -s 00:00.0 e8.w")?;
+    // The mask of uncorrectable errors: no row of the policy covers it.
+    let mask = || lab.sh("setpci -s 00:05.0 108.l");
+    let before = mask()?;
+    let other = u32::from_str_radix(before.trim(), 16)? ^ 0x0010_0000;
+    let write = || guest.sh(&format!("setpci -s 00:00.0 108.l={other:x}"));
+    write()?;
+    ensure!(mask()? == before, "a write reached the device");
+    // Said, but not for each write: the guest's own start drops some already.
+    let lines: u32 = lab
+        .sh("dmesg | grep -c 'write at offset .* is dropped'")?
+        .trim()
+        .parse()?;
     ensure!(
-        before.trim() != "000f" && control("000f")? == before,
-        "a write reached the device"
-    );
-    ensure!(
-        lab.sh("dmesg | grep -c 'offset 0xe8, size 2, value 0xf is dropped'")?
-            .trim()
-            == "1",
-        "no line"
+        (1..=4).contains(&lines),
+        "{lines} lines about dropped writes"
     );
     lab.sh(&format!("printf {NIC} >{DRIVER}/permissive"))?;
     ensure!(
         lab.sh(&format!("cat {DRIVER}/permissive"))?.trim() == NIC,
         "not listed"
     );
+    write()?;
     ensure!(
-        control("000f")?.trim() == "000f",
+        mask()?.trim() == format!("{other:08x}"),
         "the write did not reach the device"
     );
     guest.destroy()?;
     lab.machine
         .until(&format!("[ -z \"$(cat {DRIVER}/permissive)\" ]"), 20)?;
-    let after = lab.sh("setpci -s 00:05.0 e8.w")?;
-    ensure!(
-        after == before,
-        "the register keeps {after} after the guest"
-    );
     Ok(())
 }
 
