@@ -26,7 +26,7 @@ use pciif::{
     wire,
 };
 use xen::{
-    log::Show,
+    log::{RateLimit, Show},
     store::{self, NumberedKey},
     work::{Item, Run},
     xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
@@ -52,6 +52,9 @@ pub(crate) struct Backend {
     watch: Mutex<Option<Watch<Backend>>>,
     #[pin]
     control: Item<Backend, 0>,
+    /// For lines that the guest can provoke.
+    #[pin]
+    limit: RateLimit,
 }
 
 xen::has_work_item!(Backend, 0, control);
@@ -89,6 +92,7 @@ impl xenbus::Driver for Backend {
                 roots <- new_mutex!(KVec::new()),
                 watch <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
+                limit <- RateLimit::new(60, 4),
             }),
             GFP_KERNEL,
         )
@@ -311,7 +315,11 @@ impl Backend {
                 *self.link.lock() = Some(link);
                 self.switch(State::Connected);
             }
-            Err((e, text)) => self.dev.fatal(e, fmt!("{text}")),
+            // What a guest writes decides how often this happens.
+            Err((e, text)) if self.limit.allows() => self.dev.fatal(e, fmt!("{text}")),
+            Err(_) => {
+                self.switch(State::Closing);
+            }
         }
     }
 
@@ -330,12 +338,14 @@ impl Backend {
         let port = number(read(c"event-channel")?)?;
         let magic = read(c"magic")?;
         if magic.bytes() != wire::MAGIC {
-            let start = magic.bytes().get(..16).unwrap_or(magic.bytes());
-            dev_err!(
-                self.dev.generic(),
-                "the frontend's magic is \"{}\"\n",
-                Show(Printable(start))
-            );
+            if self.limit.allows() {
+                let start = magic.bytes().get(..16).unwrap_or(magic.bytes());
+                dev_err!(
+                    self.dev.generic(),
+                    "the frontend's magic is \"{}\"\n",
+                    Show(Printable(start))
+                );
+            }
             return Err((EFAULT, "version mismatch with pcifront - halting"));
         }
         Link::new(&self.dev, self.exports.clone(), grant, port)

@@ -62,10 +62,15 @@ impl pci::Driver for Function {
         dev_info!(generic, "seizing device\n");
         let function = Function::seize(dev.clone(), address, by_override)
             .inspect_err(|e| dev_err!(generic, "cannot be taken: {:?}\n", e))?;
-        if by_override {
-            registry::add_slots(&pciif::slot::SlotPattern::from(address))?;
-        }
-        registry::add_function(function.clone())?;
+        let listed = if by_override {
+            registry::add_slots(&pciif::slot::SlotPattern::from(address))
+        } else {
+            Ok(())
+        };
+        // Without memory for the lists it goes back as it came.
+        listed
+            .and_then(|()| registry::add_function(function.clone()))
+            .inspect_err(|_| function.let_go())?;
         Ok(Some(function))
     }
 
