@@ -8,6 +8,9 @@ export CONFIG_XEN_PCIDEV_BACKEND_RUST CONFIG_XEN_PCIDEV_FRONTEND_RUST
 obj-y += rust/ drivers/xen/xen-pciback/ drivers/pci/xen-pcifront/
 $(obj)/drivers/xen/xen-pciback: $(obj)/rust
 $(obj)/drivers/pci/xen-pcifront: $(obj)/rust
+# Only for the lab, never part of an installation: see tests/modules.
+obj-y += $(XENPCI_TEST_MODULES:%=tests/modules/%/)
+$(XENPCI_TEST_MODULES:%=$(obj)/tests/modules/%): $(obj)/rust
 else
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.

@@ -4,7 +4,7 @@
 
 use anyhow::{bail, ensure, Context, Result};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::{symlink, PermissionsExt},
     path::{Path, PathBuf},
@@ -31,6 +31,36 @@ pub struct Images {
     pub dom0: PathBuf,
 }
 
+/// What the toolstack needs in dom0.
+const XEN_DRIVERS: &[&str] = &[
+    "xen-privcmd",
+    "xenfs",
+    "xen-evtchn",
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-netback",
+    "xen-blkback",
+    "bridge",
+    "loop",
+];
+/// Drivers of the devices in the lab, and what is used over them.
+const DEVICE_DRIVERS: &[&str] = &[
+    "e1000e",
+    "igb",
+    "igbvf",
+    "nvme",
+    "8139cp",
+    "ahci",
+    "sd_mod",
+    "uhci-hcd",
+    "ehci-pci",
+    "usb-storage",
+    "snd-ens1370",
+    "aer_inject",
+    "xen-netfront",
+    "xen-blkfront",
+    "ext4",
+];
 const XEN: &str = "/usr/lib/xen-4.20/bin";
 
 const GUEST_INIT: &str = r#"#!/bin/sh
@@ -48,7 +78,7 @@ const DOM0_INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts; mount -t devpts pts /dev/pts
 mount -t tmpfs run /run; mkdir -p /run/xen /run/xenstored /run/lock
-for m in xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc; do insmod /modules/$m.ko; done
+for m in xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc; do modprobe $m; done
 mount -t xenfs xenfs /proc/xen
 xenstored
 i=0; until xenstore-write /lab up 2>/dev/null; do i=$((i + 1)); [ $i = 100 ] && break; sleep 0.1; done
@@ -79,7 +109,8 @@ pub fn make(paths: &Paths) -> Result<Images> {
 
     let guest = Tree::new(work.join("guest"))?;
     guest.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
-    guest.drivers(&kernel_dir, paths, "xen-pcifront", &["e1000e"])?;
+    guest.drivers(&kernel_dir, paths, "xen-pcifront")?;
+    guest.kernel_modules(&kernel_dir, DEVICE_DRIVERS)?;
     guest.init(GUEST_INIT)?;
     let guest_image = work.join("guest.img");
     guest.pack(&guest_image)?;
@@ -99,19 +130,8 @@ pub fn make(paths: &Paths) -> Result<Images> {
         "/lib/x86_64-linux-gnu/libgcc_s.so.1",
         "lib/x86_64-linux-gnu/libgcc_s.so.1",
     )?;
-    dom0.drivers(
-        &kernel_dir,
-        paths,
-        "xen-pciback",
-        &[
-            "xen-privcmd",
-            "xenfs",
-            "xen-evtchn",
-            "xen-gntdev",
-            "xen-gntalloc",
-            "e1000e",
-        ],
-    )?;
+    dom0.drivers(&kernel_dir, paths, "xen-pciback")?;
+    dom0.kernel_modules(&kernel_dir, &[XEN_DRIVERS, DEVICE_DRIVERS].concat())?;
     for dir in ["etc/xen", "var/log/xen", "var/lib/xen"] {
         fs::create_dir_all(dom0.0.join(dir))?;
     }
@@ -172,6 +192,54 @@ fn run(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
+/// The modules of a kernel package, found by name.
+struct Modules {
+    files: BTreeMap<String, PathBuf>,
+    builtin: String,
+}
+
+impl Modules {
+    fn of(kernel: &Path) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        let mut dirs = vec![kernel.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    dirs.push(entry.path());
+                } else if let Some((module, _)) = name(&entry.path()).split_once(".ko") {
+                    files.insert(plain(module), entry.path());
+                }
+            }
+        }
+        let builtin = fs::read_to_string(kernel.join("modules.builtin")).unwrap_or_default();
+        Ok(Self { files, builtin })
+    }
+
+    fn has(&self, module: &str) -> bool {
+        self.files.contains_key(&plain(module))
+    }
+
+    fn builtin(&self, module: &str) -> bool {
+        plain(&self.builtin).contains(&format!("/{}.ko", plain(module)))
+    }
+
+    fn read(&self, module: &str) -> Result<Vec<u8>> {
+        let file = self.files.get(&plain(module));
+        let file = path(file.with_context(|| format!("no module {module}"))?)?;
+        match file.rsplit('.').next() {
+            Some("xz") => run(Command::new("xz").args(["-dc", file])),
+            Some("zst") => run(Command::new("zstd").args(["-dqc", file])),
+            _ => Ok(fs::read(file)?),
+        }
+    }
+}
+
+/// Module names are the same with dashes and underscores.
+fn plain(module: &str) -> String {
+    module.replace('-', "_")
+}
+
 /// The contents of an image.
 struct Tree(PathBuf);
 
@@ -223,17 +291,25 @@ impl Tree {
         Ok(())
     }
 
-    /// Kernel modules: `both` from the kernel and from us, the others from the kernel.
-    fn drivers(&self, kernel: &Path, paths: &Paths, both: &str, others: &[&str]) -> Result<()> {
-        for dir in ["c", "rust", "other"] {
+    /// The driver under test, ours and the kernel's, and the test modules.
+    fn drivers(&self, kernel: &Path, paths: &Paths, driver: &str) -> Result<()> {
+        for dir in ["c", "rust", "other", "test"] {
             fs::create_dir_all(self.0.join("modules").join(dir))?;
         }
-        for module in others {
-            self.kernel_module(kernel, module, &format!("modules/{module}.ko"))?;
+        let modules = Modules::of(kernel)?;
+        fs::write(
+            self.0.join("modules/c").join(format!("{driver}.ko")),
+            modules.read(driver)?,
+        )?;
+        for entry in fs::read_dir(paths.modules.join("test"))
+            .into_iter()
+            .flatten()
+        {
+            let file = entry?.path();
+            self.file(path(&file)?, &format!("modules/test/{}", name(&file)))?;
         }
-        self.kernel_module(kernel, both, &format!("modules/c/{both}.ko"))?;
-        let ours = paths.modules.join(format!("{both}.ko"));
-        let to = self.0.join("modules/rust").join(format!("{both}.ko"));
+        let ours = paths.modules.join(format!("{driver}.ko"));
+        let to = self.0.join("modules/rust").join(format!("{driver}.ko"));
         // Without debug information: it would only cost boot time.
         run(Command::new("objcopy").args(["--strip-debug", path(&ours)?, path(&to)?]))?;
         // As if it had been built for another kernel, by one character.
@@ -243,27 +319,52 @@ impl Tree {
         let at = at.context("the module does not name its kernel")?;
         module[at..at + text.len()].copy_from_slice(other);
         fs::write(
-            self.0.join("modules/other").join(format!("{both}.ko")),
+            self.0.join("modules/other").join(format!("{driver}.ko")),
             module,
         )?;
         Ok(())
     }
 
-    fn kernel_module(&self, kernel: &Path, module: &str, to: &str) -> Result<()> {
-        let found = run(Command::new("find")
-            .arg(kernel)
-            .args(["-name", &format!("{module}.ko*")]))?;
-        let found = String::from_utf8(found)?;
-        let file = found
-            .lines()
-            .next()
-            .with_context(|| format!("no module {module}"))?;
-        let content = match file.rsplit('.').next() {
-            Some("xz") => run(Command::new("xz").args(["-dc", file]))?,
-            Some("zst") => run(Command::new("zstd").args(["-dqc", file]))?,
-            _ => fs::read(file)?,
-        };
-        fs::write(self.0.join(to), content)?;
+    /// Modules of the kernel and all that they depend on, for `modprobe`.
+    fn kernel_modules(&self, kernel: &Path, wanted: &[&str]) -> Result<()> {
+        let modules = Modules::of(kernel)?;
+        let release = name(kernel);
+        let base = self.0.join("lib/modules").join(&release);
+        let dir = base.join("kernel");
+        fs::create_dir_all(&dir)?;
+        let mut left: Vec<String> = wanted.iter().map(|&w| w.to_owned()).collect();
+        while let Some(module) = left.pop() {
+            let to = dir.join(format!("{module}.ko"));
+            // A module may be built in.
+            if to.exists() || !modules.has(&module) {
+                ensure!(
+                    to.exists() || !wanted.contains(&module.as_str()) || modules.builtin(&module),
+                    "no module {module}"
+                );
+                continue;
+            }
+            fs::write(&to, modules.read(&module)?)?;
+            let needs = run(Command::new("modinfo").args(["-F", "depends", path(&to)?]))?;
+            let needs = String::from_utf8(needs)?;
+            left.extend(
+                needs
+                    .trim()
+                    .split(',')
+                    .filter(|n| !n.is_empty())
+                    .map(str::to_owned),
+            );
+        }
+        for list in [
+            "modules.builtin",
+            "modules.builtin.modinfo",
+            "modules.order",
+        ] {
+            let from = kernel.join(list);
+            if from.exists() {
+                fs::copy(&from, base.join(list))?;
+            }
+        }
+        run(Command::new("depmod").args(["-b", path(&self.0)?, &release]))?;
         Ok(())
     }
 

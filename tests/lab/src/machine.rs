@@ -17,10 +17,87 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The NIC that is passed through.
+/// The NIC that is passed through: MSI-X, on the root bus.
 pub const NIC: &str = "0000:00:05.0";
-/// A function without a driver.
+/// A function without a driver, reset or interrupt.
 pub const TESTDEV: &str = "0000:00:06.0";
+
+/// A machine's hardware and what its dom0 is told.
+pub struct Profile {
+    /// For the log.
+    pub name: &'static str,
+    /// Arguments of QEMU beyond those that every machine has, separated by blanks; `{run}` is the
+    /// directory of this run.
+    pub devices: &'static [&'static str],
+    /// Disks: files of that name and size in MiB in the directory of this run, filled with
+    /// [`crate::files::contents`].
+    pub disks: &'static [(&'static str, usize)],
+    /// Goes to the end of dom0's kernel command line.
+    pub dom0: &'static str,
+}
+
+/// The machine of most cases. What has an INTx pin on the root bus shares lines as slots do: slots
+/// that are equal modulo 8 share one.
+pub const STANDARD: Profile = Profile {
+    name: "standard",
+    devices: &[
+        "-netdev user,id=net0 -device e1000e,netdev=net0,addr=5.0",
+        "-device pci-testdev,addr=6.0",
+        "-drive if=none,id=disk7,file={run}/disk7,format=raw -device nvme,serial=seven,drive=disk7,addr=7.0",
+        "-netdev user,id=net9 -device rtl8139,netdev=net9,addr=9.0,romfile=",
+        // Two of a kind, with INTx and MSI.
+        "-device edu,addr=a.0 -device edu,addr=b.0",
+        "-device ich9-usb-ehci1,addr=c.2,multifunction=on,id=ehci",
+        "-device ich9-usb-uhci1,addr=c.0,multifunction=on,masterbus=ehci.0,firstport=0",
+        "-device ich9-usb-uhci2,addr=c.1,multifunction=on,masterbus=ehci.0,firstport=2",
+        "-drive if=none,id=usb,file={run}/usb,format=raw -device usb-storage,bus=ehci.0,drive=usb",
+        "-audiodev none,id=sound -device ES1370,audiodev=sound,addr=d.0",
+        "-drive if=none,id=diske,file={run}/diske,format=raw -device ich9-ahci,id=ahci,addr=e.0 -device ide-hd,drive=diske,bus=ahci.0",
+        // Behind root ports: SR-IOV; a NIC and a disk that can be reset by their bus; an empty port
+        // for hot-plug; a bridge to a conventional bus.
+        "-device pcie-root-port,id=port1,addr=10.0,chassis=1,slot=1",
+        "-netdev user,id=net1 -device igb,netdev=net1,bus=port1,romfile=",
+        "-device pcie-root-port,id=port2,addr=11.0,chassis=2,slot=2",
+        "-netdev user,id=net2 -device e1000e,netdev=net2,bus=port2,romfile=",
+        "-device pcie-root-port,id=port3,addr=12.0,chassis=3,slot=3",
+        "-drive if=none,id=disk3,file={run}/disk3,format=raw -device nvme,serial=three,drive=disk3,bus=port3",
+        "-device pcie-root-port,id=port4,addr=13.0,chassis=4,slot=4",
+        "-device pcie-root-port,id=port5,addr=14.0,chassis=5,slot=5 -device pcie-pci-bridge,id=bridge5,bus=port5",
+        "-device edu,bus=bridge5,addr=1.0 -device pci-testdev,bus=bridge5,addr=2.0",
+    ],
+    disks: &[("disk7", 80), ("usb", 16), ("diske", 32), ("disk3", 16)],
+    dom0: "",
+};
+
+/// How a guest differs from the ordinary one.
+#[derive(Clone, Copy)]
+pub struct GuestOptions<'a> {
+    /// `c`, `rust`, or `none`: which frontend its init loads.
+    pub front: &'a str,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// MiB.
+    pub memory: u32,
+    /// Items of `pci=`.
+    pub devices: &'a [&'a str],
+    /// Goes to the end of its kernel command line.
+    pub arguments: &'a str,
+    /// Lines for its configuration file.
+    pub config: &'a str,
+}
+
+impl Default for GuestOptions<'_> {
+    fn default() -> Self {
+        Self {
+            front: "rust",
+            vcpus: 1,
+            memory: 400,
+            devices: &[],
+            arguments: "swiotlb=force",
+            config: "",
+        }
+    }
+}
 
 /// How the machine differs from the ordinary one.
 #[derive(Clone, Copy, Default)]
@@ -53,7 +130,7 @@ const KERNEL_ARGS: &str =
 
 impl Machine {
     /// Boots and waits until dom0 answers.
-    pub fn boot(images: &Images, out: &Path, options: Options) -> Result<Self> {
+    pub fn boot(images: &Images, out: &Path, profile: &Profile, options: Options) -> Result<Self> {
         let run = out.join("run");
         if run.exists() {
             std::fs::remove_dir_all(&run)?;
@@ -62,7 +139,7 @@ impl Machine {
         let (socket, qmp, console) = (
             run.join("control"),
             run.join("qmp"),
-            out.join("dom0-console.log"),
+            out.join(format!("dom0-console-{}.log", profile.name)),
         );
         let shell = if options.interactive { " shell" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
@@ -81,19 +158,14 @@ impl Machine {
                 "-nodefaults",
                 "-no-reboot",
             ])
-            .args([
-                "-netdev",
-                "user,id=net0",
-                "-device",
-                "e1000e,netdev=net0,addr=5.0",
-            ])
-            .args(["-device", "pci-testdev,addr=6.0"])
+            .args(devices(profile, &run)?)
             .arg("-kernel")
             .arg(&images.xen)
             .args(["-append", XEN_ARGS, "-initrd"])
             .arg(format!(
-                "{} {KERNEL_ARGS}{shell},{}",
+                "{} {KERNEL_ARGS} {}{shell},{}",
                 images.kernel.display(),
+                profile.dom0,
                 images.dom0.display()
             ));
         if options.interactive {
@@ -209,25 +281,35 @@ impl Machine {
     }
 
     /// Starts a guest and waits until its agent answers.
-    pub fn guest(
-        &self,
-        name: &str,
-        front: &str,
-        vcpus: u32,
-        devices: &[&str],
-    ) -> Result<Guest<'_>> {
-        let devices = devices
-            .iter()
-            .map(|d| format!("\"{d}\""))
-            .collect::<Vec<_>>()
-            .join(", ");
+    pub fn guest(&self, name: &str, options: &GuestOptions<'_>) -> Result<Guest<'_>> {
+        self.create(name, options)?;
+        self.attach(name)
+    }
+
+    /// Starts a guest and waits for nothing.
+    pub fn create(&self, name: &str, options: &GuestOptions<'_>) -> Result<()> {
+        let GuestOptions {
+            front,
+            vcpus,
+            memory,
+            devices,
+            arguments,
+            config,
+        } = *options;
+        let devices: Vec<_> = devices.iter().map(|d| format!("\"{d}\"")).collect();
         let config = format!(
             "name=\"{name}\"\ntype=\"pv\"\nkernel=\"/guest/vmlinuz\"\nramdisk=\"/guest/initramfs\"\n\
-             memory=400\nvcpus={vcpus}\nextra=\"{KERNEL_ARGS} swiotlb=force front={front}\"\n\
-             pci=[ {devices} ]\n"
+             memory={memory}\nvcpus={vcpus}\nextra=\"{KERNEL_ARGS} front={front} {arguments}\"\n\
+             pci=[ {} ]\n{config}\n",
+            devices.join(", ")
         );
         self.sh(&format!("cat >/tmp/{name}.cfg <<'END'\n{config}END"))?;
         self.xl(&format!("create /tmp/{name}.cfg"))?;
+        Ok(())
+    }
+
+    /// Waits until the agent of a guest that was started answers.
+    pub fn attach(&self, name: &str) -> Result<Guest<'_>> {
         let tty = format!("xenstore-read /local/domain/$(xl domid {name})/console/tty");
         let guest = Guest {
             machine: self,
@@ -267,6 +349,20 @@ impl Machine {
     }
 }
 
+/// A profile's arguments of QEMU, and its disks made.
+fn devices(profile: &Profile, run: &Path) -> Result<Vec<String>> {
+    for (name, size) in profile.disks {
+        std::fs::write(run.join(name), crate::files::contents(size << 20))?;
+    }
+    let run = run.to_str().context("a path that is not UTF-8")?;
+    Ok(profile
+        .devices
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .map(|word| word.replace("{run}", run))
+        .collect())
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         let quit = || -> Result<()> {
@@ -292,7 +388,8 @@ impl Drop for Machine {
 /// A running guest.
 pub struct Guest<'a> {
     machine: &'a Machine,
-    name: String,
+    /// As `xl list` shows it.
+    pub name: String,
     tty: String,
 }
 
@@ -322,6 +419,16 @@ impl Guest<'_> {
             answer.output.trim()
         );
         Ok(answer.output)
+    }
+
+    /// Waits until a shell condition holds in the guest.
+    pub fn until(&self, condition: &str, seconds: u64) -> Result<()> {
+        let tenths = seconds * 10;
+        self.sh_within(
+            &format!("i=0; until {condition}; do i=$((i + 1)); [ $i = {tenths} ] && exit 1; sleep 0.1; done"),
+            seconds + 60,
+        )?;
+        Ok(())
     }
 
     /// Ends it without asking.

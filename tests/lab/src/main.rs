@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use cases::{Case, Ends, Lab};
 use clap::{Parser, Subcommand};
 use image::{Images, Paths};
-use machine::{Machine, Options};
+use machine::{Machine, Options, Profile, STANDARD};
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 #[derive(Parser)]
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<bool> {
     if let Do::List = arguments.command {
-        for case in cases::ALL {
+        for case in cases::all() {
             println!("{}", case.name);
         }
         return Ok(true);
@@ -107,13 +107,18 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
-fn boot(arguments: &Arguments, images: &Images) -> Result<Machine> {
+fn boot(arguments: &Arguments, images: &Images, profile: &Profile) -> Result<Machine> {
     let start = Instant::now();
-    let machine = Machine::boot(images, &arguments.out, Options::default()).or_else(|e| {
+    let boot = || Machine::boot(images, &arguments.out, profile, Options::default());
+    let machine = boot().or_else(|e| {
         println!("boot failed ({e:#}), tried once more");
-        Machine::boot(images, &arguments.out, Options::default())
+        boot()
     })?;
-    println!("Xen and dom0 up in {:.1} s", start.elapsed().as_secs_f32());
+    println!(
+        "machine \"{}\": Xen and dom0 up in {:.1} s",
+        profile.name,
+        start.elapsed().as_secs_f32()
+    );
     Ok(machine)
 }
 
@@ -131,49 +136,67 @@ fn run_cases(
     };
     let wanted =
         |case: &&Case| words.is_empty() || words.iter().any(|w| case.name.contains(w.as_str()));
-    let chosen: Vec<_> = cases::ALL.iter().filter(wanted).collect();
+    let chosen: Vec<_> = cases::all().filter(wanted).collect();
     for case in chosen.iter().filter(|case| !fits(case)) {
         println!("not run: {} states a rule of ours", case.name);
     }
     let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
     let port = files::serve()?;
-    let machine = boot(arguments, images)?;
-    let lab = Lab {
-        machine: &machine,
-        back: &arguments.back,
-        front: &arguments.front,
-        port,
-        connects,
-        reads,
-    };
-    let (mut passed, mut failed) = (0, 0);
-    for (number, case) in chosen.iter().enumerate() {
-        let start = Instant::now();
-        println!("[{}/{}] {}", number + 1, chosen.len(), case.name);
-        let result = case.run(&lab);
-        let seconds = start.elapsed().as_secs_f32();
-        match result {
-            Ok(()) => {
-                passed += 1;
-                println!("    passed in {seconds:.1} s");
-            }
-            Err(e) => {
-                failed += 1;
-                println!("    FAILED in {seconds:.1} s: {e:#}");
-                report(&machine);
-            }
+    let (mut passed, mut failed, mut repeated) = (0, 0, 0);
+    // One boot for the cases of one machine, in the order of the first of each.
+    let mut profiles: Vec<&Profile> = Vec::new();
+    for case in &chosen {
+        if !profiles.iter().any(|p| p.name == case.profile.name) {
+            profiles.push(case.profile);
         }
     }
-    if machine.xl_repeated.get() > 0 {
-        println!("xl had to be repeated {} times", machine.xl_repeated.get());
+    for profile in profiles {
+        let machine = boot(arguments, images, profile)?;
+        let lab = Lab {
+            machine: &machine,
+            back: &arguments.back,
+            front: &arguments.front,
+            port,
+            connects,
+            reads,
+        };
+        for case in chosen.iter().filter(|c| c.profile.name == profile.name) {
+            let start = Instant::now();
+            println!("[{}/{}] {}", passed + failed + 1, chosen.len(), case.name);
+            let result = case.run(&lab);
+            let seconds = start.elapsed().as_secs_f32();
+            match result {
+                Ok(()) => {
+                    passed += 1;
+                    println!("    passed in {seconds:.1} s");
+                }
+                Err(e) => {
+                    failed += 1;
+                    println!("    FAILED in {seconds:.1} s: {e:#}");
+                    report(&machine);
+                }
+            }
+        }
+        repeated += machine.xl_repeated.get();
     }
-    println!("console: {}", machine.console.display());
+    if repeated > 0 {
+        println!("xl had to be repeated {repeated} times");
+    }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0 && passed > 0)
 }
 
 /// What helps to understand a failure.
 fn report(machine: &Machine) {
+    // A host that has crashed answers nothing, but its console says why.
+    let console = std::fs::read(&machine.console).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<_> = console.lines().collect();
+    println!(
+        "    -- end of {}\n{}",
+        machine.console.display(),
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    );
     for (title, command) in [
         ("dom0's last messages", "cat /var/log/dmesg.all 2>/dev/null | tail -n 25; dmesg | tail -n 25"),
         ("guests", "xl list"),
@@ -188,7 +211,7 @@ fn report(machine: &Machine) {
 }
 
 fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
-    let machine = boot(arguments, images)?;
+    let machine = boot(arguments, images, &STANDARD)?;
     let lab = Lab {
         machine: &machine,
         back: &arguments.back,
@@ -217,7 +240,12 @@ fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
 }
 
 fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
-    let mut machine = Machine::boot(images, &arguments.out, Options { interactive: true })?;
+    let mut machine = Machine::boot(
+        images,
+        &arguments.out,
+        &STANDARD,
+        Options { interactive: true },
+    )?;
     let lab = Lab {
         machine: &machine,
         back: &arguments.back,

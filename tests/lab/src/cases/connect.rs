@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest and its device: what it sees, what works, and that each one gets it.
+
+use super::{start_nic, Case, Ends, Lab};
+use crate::{
+    config, files,
+    machine::{GuestOptions, NIC, STANDARD},
+};
+use anyhow::{bail, ensure, Context, Result};
+
+pub const CASES: &[Case] = &[
+    Case {
+        name: "nic_passed_through_equals_the_device_and_works",
+        ends: Ends::Any,
+        profile: &STANDARD,
+        run: nic,
+    },
+    Case {
+        name: "passthrough_shows_the_host_address",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: passthrough,
+    },
+    Case {
+        name: "every_guest_connects",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: connects,
+    },
+    Case {
+        name: "reads_from_four_vcpus_lose_no_event",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: four_vcpus,
+    },
+    Case {
+        name: "pairing_back_c_front_c",
+        ends: Ends::Own,
+        profile: &STANDARD,
+        run: |lab| pairing(lab, "c", "c"),
+    },
+    Case {
+        name: "pairing_back_c_front_rust",
+        ends: Ends::Own,
+        profile: &STANDARD,
+        run: |lab| pairing(lab, "c", "rust"),
+    },
+    Case {
+        name: "pairing_back_rust_front_c",
+        ends: Ends::Own,
+        profile: &STANDARD,
+        run: |lab| pairing(lab, "rust", "c"),
+    },
+    Case {
+        name: "pairing_back_rust_front_rust",
+        ends: Ends::Own,
+        profile: &STANDARD,
+        run: |lab| pairing(lab, "rust", "rust"),
+    },
+];
+
+fn nic(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let guest = lab.nic_guest("nic")?;
+    let device = config::parse(&lab.sh("lspci -xxxx -s 00:05.0")?).context("in dom0")?;
+    let seen = config::parse(&guest.sh("lspci -xxxx")?).context("in the guest")?;
+    let differences = config::differences(&device, &seen, config::E1000E);
+    ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    println!(
+        "    {} bytes equal but for:\n{}",
+        device.len(),
+        config::explain(config::E1000E).trim_end()
+    );
+    start_nic(&guest)?;
+    let driver = guest.sh("readlink /sys/bus/pci/devices/0000:00:00.0/driver")?;
+    ensure!(driver.trim().ends_with("/e1000e"), "driver: {driver}");
+
+    const SIZE: usize = 8 << 20;
+    let sum = guest.sh_within(
+        &format!(
+            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
+            lab.port
+        ),
+        200,
+    )?;
+    ensure!(
+        sum.starts_with(&files::sum(&files::contents(SIZE))),
+        "8 MiB arrived with sum {sum}"
+    );
+    let interrupts = guest.sh("grep pcifront-msi-x /proc/interrupts")?;
+    let counts: Vec<u64> = interrupts
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .collect();
+    ensure!(
+        counts.len() == 3 && counts.iter().all(|count| *count > 0),
+        "{interrupts}"
+    );
+    println!("    8 MiB with the right sum; MSI-X counts {counts:?}");
+    guest.destroy()
+}
+
+fn passthrough(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)' passthrough=1")?;
+    let guest = lab.nic_guest("passthrough")?;
+    guest.until("[ -e /sys/bus/pci/devices/0000:00:05.0 ]", 10)?;
+    start_nic(&guest)?;
+    guest.destroy()
+}
+
+fn connects(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let mut present = 0;
+    for number in 1..=lab.connects {
+        let guest = lab.nic_guest(&format!("connect{number}"))?;
+        let found = guest.sh("i=0; until [ -e /sys/bus/pci/devices/0000:00:00.0 ]; do i=$((i + 1)); [ $i = 100 ] && exit 1; sleep 0.1; done; cat /sys/bus/pci/devices/0000:00:00.0/vendor");
+        if found.is_ok_and(|vendor| vendor.trim() == "0x8086") {
+            present += 1;
+        }
+        guest.destroy()?;
+    }
+    println!("    {} guests, {present} devices present", lab.connects);
+    ensure!(
+        present == lab.connects,
+        "{present} of {} guests saw their device",
+        lab.connects
+    );
+    Ok(())
+}
+
+fn four_vcpus(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let guest = lab.machine.guest(
+        "four",
+        &GuestOptions {
+            front: lab.front,
+            vcpus: 4,
+            devices: &[NIC],
+            ..GuestOptions::default()
+        },
+    )?;
+    ensure!(guest.sh("nproc")?.trim() == "4", "not four vCPUs");
+    let file = "/sys/bus/pci/devices/0000:00:00.0/config";
+    let result = guest.sh_within(&format!("agent read 4 {} {file} 10d38086", lab.reads), 900)?;
+    println!("    {}", result.trim());
+    let counters = lab.sh("cd /sys/bus/xen-backend/devices/pci-*/xenbus && grep . events spurious_events jiffies_eoi_delayed")?;
+    println!("    {}", counters.trim().replace('\n', ", "));
+    let value = |key: &str| -> Result<u64> {
+        let word = result
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(key));
+        word.context("no figure")?.parse().context("a figure")
+    };
+    ensure!(value("wrong=")? == 0, "wrong answers");
+    // The frontend says so when a wait ended by its deadline although the answer was there, and the
+    // core counts when it held events back. How long a wait took is printed and decides nothing: on a
+    // busy host the emulated CPUs are kept waiting themselves.
+    ensure!(
+        guest.ask("dmesg | grep 'without its event'", 20)?.status == 1,
+        "an event was lost"
+    );
+    ensure!(
+        counters.contains("jiffies_eoi_delayed:0"),
+        "events were held back: {counters}"
+    );
+    guest.destroy()
+}
+
+fn pairing(lab: &Lab<'_>, back: &str, front: &str) -> Result<()> {
+    lab.load(back, "hide='(00:05.0)'")?;
+    // The stock frontend loses its device in a share of its starts (a known property of the set-up):
+    // it gets up to four guests, ours gets one.
+    let tries = if front == "c" { 4 } else { 1 };
+    for number in 1..=tries {
+        let guest = lab.machine.guest(
+            &format!("pair{number}"),
+            &GuestOptions {
+                front,
+                devices: &[NIC],
+                ..GuestOptions::default()
+            },
+        )?;
+        let there = "i=0; until [ -e /sys/bus/pci/devices/0000:00:00.0 ]; do i=$((i + 1)); [ $i = 50 ] && exit 1; sleep 0.1; done";
+        if guest.ask(there, 30)?.status != 0 {
+            println!("    guest {number} of at most {tries} did not see its device");
+            guest.destroy()?;
+            continue;
+        }
+        start_nic(&guest)?;
+        return guest.destroy();
+    }
+    bail!("no guest saw its device")
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The cases. Each starts from a dom0 without a backend and leaves it so, whatever happened.
+
+mod aer;
+mod config;
+mod connect;
+mod frontend;
+mod interrupts;
+mod lifecycle;
+mod ring;
+mod seeds;
+mod sysfs;
+mod xenbus;
+
+use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC, STANDARD};
+use anyhow::{ensure, Result};
+
+/// Which ends a case can be run with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// What both kinds of drivers do.
+    Any,
+    /// States a rule of our backend.
+    RustBackend,
+    /// States a rule of our frontend.
+    RustFrontend,
+    /// Chooses both ends itself.
+    Own,
+}
+
+/// One case.
+pub struct Case {
+    /// Behaviour and outcome.
+    pub name: &'static str,
+    /// With which drivers.
+    pub ends: Ends,
+    /// In which machine.
+    pub profile: &'static Profile,
+    run: fn(&Lab<'_>) -> Result<()>,
+}
+
+impl Case {
+    /// Runs it and puts dom0 in order afterwards.
+    pub fn run(&self, lab: &Lab<'_>) -> Result<()> {
+        let result = (self.run)(lab);
+        let tidy = lab.tidy();
+        result.and(tidy)
+    }
+}
+
+/// The cases by theme, in the order in which they run; those of one machine share its boot.
+const THEMES: &[&[Case]] = &[
+    sysfs::CASES,
+    connect::CASES,
+    lifecycle::CASES,
+    xenbus::CASES,
+    ring::CASES,
+    config::CASES,
+    interrupts::CASES,
+    aer::CASES,
+    frontend::CASES,
+    seeds::CASES,
+    LAST,
+];
+
+/// All cases.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    THEMES.iter().copied().flatten()
+}
+
+/// What has to come after all others.
+const LAST: &[Case] = &[Case {
+    name: "logs_are_free_of_warnings",
+    ends: Ends::Any,
+    profile: &STANDARD,
+    run: logs,
+}];
+
+/// What a case works with.
+pub struct Lab<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// `c` or `rust`.
+    pub back: &'a str,
+    /// `c` or `rust`.
+    pub front: &'a str,
+    /// Port of the file server.
+    pub port: u16,
+    /// Guests of the case that connects many.
+    pub connects: u32,
+    /// Reads of the case that reads from four vCPUs.
+    pub reads: u32,
+}
+
+const DRIVER: &str = "/sys/bus/pci/drivers/pciback";
+
+impl<'a> Lab<'a> {
+    fn sh(&self, command: &str) -> Result<String> {
+        self.machine.sh(command)
+    }
+
+    /// Loads a backend.
+    fn load(&self, back: &str, parameters: &str) -> Result<()> {
+        self.sh(&format!(
+            "insmod /modules/{back}/xen-pciback.ko {parameters}"
+        ))?;
+        Ok(())
+    }
+
+    /// Loads the backend under test with the NIC hidden.
+    pub fn load_with_nic(&self) -> Result<()> {
+        self.load(self.back, "hide='(00:05.0)'")
+    }
+
+    /// A guest with the NIC and the frontend under test.
+    pub fn nic_guest(&self, name: &str) -> Result<Guest<'a>> {
+        self.guest(name, &[NIC])
+    }
+
+    /// A guest with these devices and the frontend under test.
+    pub fn guest(&self, name: &str, devices: &[&str]) -> Result<Guest<'a>> {
+        let options = GuestOptions {
+            front: self.front,
+            devices,
+            ..GuestOptions::default()
+        };
+        self.machine.guest(name, &options)
+    }
+
+    /// Ends what a case has left: guests, the backend, dom0's drivers.
+    fn tidy(&self) -> Result<()> {
+        self.sh("dmesg -c >>/var/log/dmesg.all")?;
+        self.sh(
+            "for d in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy $d; done
+             i=0; while grep -q ^xen_pciback /proc/modules && ! rmmod xen_pciback 2>/dev/null; do
+               i=$((i + 1)); [ $i = 60 ] && { rmmod xen_pciback; exit 1; }; sleep 0.5; done
+             for m in e1000e igb nvme 8139cp ahci; do ! grep -q ^$m /proc/modules || modprobe -r $m; done",
+        )?;
+        Ok(())
+    }
+}
+
+/// Starts the NIC in a guest and gets an answer through it.
+pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
+    guest.sh("modprobe e1000e && ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
+    guest.sh("i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 300 ] && exit 1; sleep 0.1; done")?;
+    let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
+    ensure!(ping.contains("3 packets received"), "{ping}");
+    Ok(ping)
+}
+
+fn logs(lab: &Lab<'_>) -> Result<()> {
+    lab.sh("dmesg -c >>/var/log/dmesg.all")?;
+    let found = lab.machine.ask(
+        "grep -n -E 'WARNING:|BUG:|BUG |Oops|Call Trace|general protection|lockdep|UBSAN|KASAN' /var/log/dmesg.all /var/log/xen/*.log",
+        30,
+    )?;
+    ensure!(found.status == 1, "{}", found.output);
+    Ok(())
+}
