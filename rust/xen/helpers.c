@@ -7,12 +7,15 @@
  * Compiled once per driver; XENPCI_PREFIX (see rust/library.mk) keeps the two
  * copies apart when both drivers are built in.
  */
+#include <linux/blkdev.h>
 #include <linux/interrupt.h>
+#include <linux/netdevice.h>
 #include <linux/pci.h>
 #include <linux/msi.h>
 #include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/utsname.h>
+#include <linux/vgaarb.h>
 #include <linux/workqueue.h>
 #include <xen/events.h>
 #include <xen/platform_pci.h>
@@ -233,4 +236,108 @@ HELPER(void, ratelimit_init, struct ratelimit_state *state, int interval, int bu
 {
 	ratelimit_state_init(state, interval, burst);
 	ratelimit_set_flags(state, RATELIMIT_MSG_ON_RELEASE);
+}
+
+/* What a search for users of a device has found. */
+struct pci_use {
+	char *text;
+	int size;
+};
+
+/*
+ * A device below @dev that somebody uses now. Devices of other modules are
+ * known by the names of their classes: the classes themselves are not exported.
+ */
+static int find_use(struct device *dev, void *data)
+{
+	const char *class = dev->class ? dev->class->name : "";
+	struct pci_use *use = data;
+
+	if (!strcmp(class, "net") && (to_net_dev(dev)->flags & IFF_UP))
+		return scnprintf(use->text, use->size, "network interface %s is up",
+				 dev_name(dev));
+	if (!strcmp(class, "block") && dev->type && !strcmp(dev->type->name, "disk") &&
+	    disk_openers(dev_to_disk(dev)))
+		return scnprintf(use->text, use->size, "disk %s is mounted or open",
+				 dev_name(dev));
+	if (!strcmp(class, "tty"))
+		return scnprintf(use->text, use->size, "%s may be a console", dev_name(dev));
+	return device_for_each_child(dev, use, find_use);
+}
+
+/* Whether this kernel itself uses @dev; @text then says what for. */
+HELPER(bool, pci_user, struct pci_dev *dev, char *text, int size)
+{
+	struct pci_use use = { text, size };
+
+	if (dev == vga_default_device()) {
+		scnprintf(text, size, "it is the console's display");
+		return true;
+	}
+	return device_for_each_child(&dev->dev, &use, find_use) != 0;
+}
+
+/* Another function with memory in a page of one of @dev's BARs; a reference. */
+HELPER(struct pci_dev *, pci_page_neighbour, struct pci_dev *dev, int *bar)
+{
+	struct pci_dev *other = NULL;
+	struct resource *r, *s;
+	bool partial = false;
+
+	pci_dev_for_each_resource(dev, r)
+		partial |= (resource_type(r) == IORESOURCE_MEM) && r->start &&
+			   (!PAGE_ALIGNED(r->start) || !PAGE_ALIGNED(r->end + 1));
+	if (!partial)
+		return NULL;
+	for_each_pci_dev(other) {
+		if (other == dev || other->hdr_type != PCI_HEADER_TYPE_NORMAL)
+			continue;
+		for (int i = 0; i <= PCI_ROM_RESOURCE; i++) {
+			r = &dev->resource[i];
+			if (resource_type(r) != IORESOURCE_MEM || !r->start || r->end < r->start)
+				continue;
+			for (int j = 0; j <= PCI_ROM_RESOURCE; j++) {
+				s = &other->resource[j];
+				if (resource_type(s) == IORESOURCE_MEM && s->start &&
+				    s->end >= s->start &&
+				    (r->start >> PAGE_SHIFT) <= (s->end >> PAGE_SHIFT) &&
+				    (s->start >> PAGE_SHIFT) <= (r->end >> PAGE_SHIFT)) {
+					*bar = i;
+					return other;
+				}
+			}
+		}
+	}
+	return NULL;
+}
+
+/* Another function with the same legacy interrupt and another driver; a reference. */
+HELPER(struct pci_dev *, pci_line_neighbour, struct pci_dev *dev)
+{
+	struct pci_dev *other = NULL;
+
+	if (!dev->pin || !dev->irq || dev->irq == IRQ_NOTCONNECTED)
+		return NULL;
+	for_each_pci_dev(other)
+		if (other != dev && other->pin && other->irq == dev->irq &&
+		    !other->msi_enabled && !other->msix_enabled &&
+		    other->dev.driver && other->dev.driver != dev->dev.driver)
+			return other;
+	return NULL;
+}
+
+HELPER(bool, irq_is_connected, unsigned int irq)
+{
+	return irq && irq != IRQ_NOTCONNECTED;
+}
+
+HELPER(int, request_shared_irq, unsigned int irq, irq_handler_t handler, const char *name,
+       void *cookie)
+{
+	return request_irq(irq, handler, IRQF_SHARED, name, cookie);
+}
+
+HELPER(bool, pci_is_pf, struct pci_dev *dev)
+{
+	return dev->is_physfn && pci_num_vf(dev);
 }

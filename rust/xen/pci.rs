@@ -12,15 +12,19 @@ use kernel::{
     error::{from_result, to_result},
     ffi,
     prelude::*,
-    str::{CStr, CStrExt},
-    sync::Arc,
+    str::{CStr, CStrExt, CString},
+    sync::{Arc, ArcBorrow},
     types::Opaque,
 };
 use pciif::{
     access::AccessWidth,
+    aer::{ChannelState, Step, Verdict},
     config::{BarFlags, BarInfo},
     sbdf::Sbdf,
 };
+
+/// `PCI_ANY_ID`.
+const ANY_ID: ffi::c_uint = !0;
 
 /// A counted reference to a PCI function of the host.
 ///
@@ -39,6 +43,12 @@ impl Clone for Device {
     fn clone(&self) -> Self {
         // SAFETY: alive by the invariant.
         Self(unsafe { bindings::pci_dev_get(self.0) })
+    }
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        core::ptr::eq(self.0, other.0)
     }
 }
 
@@ -155,6 +165,12 @@ impl Device {
         unsafe { sys::pci_is_vf(self.0) }
     }
 
+    /// Whether it is a physical function that has virtual ones now. Atomic.
+    pub fn is_pf(&self) -> bool {
+        // SAFETY: alive.
+        unsafe { sys::pci_is_pf(self.0) }
+    }
+
     /// The physical function of a virtual one, or itself.
     pub fn physical(&self) -> Self {
         // SAFETY: alive; the physical function outlives its virtual ones.
@@ -175,10 +191,23 @@ impl Device {
         unsafe { (&raw const (*self.0).irq).read_volatile() }
     }
 
+    /// The address as the kernel writes it. Atomic.
+    pub fn name(&self) -> &CStr {
+        // SAFETY: alive; the name is constant and NUL terminated.
+        unsafe { CStr::from_char_ptr(sys::pci_name(self.0)) }
+    }
+
     /// The name of the driver that has it, `pci` when none has.
     pub fn driver_name(&self) -> &CStr {
         // SAFETY: alive; the core's answer is a static text.
         unsafe { CStr::from_char_ptr(sys::pci_driver_name(self.0)) }
+    }
+
+    /// Whether a driver has it. Atomic; may change at any time without the device lock.
+    pub fn has_driver(&self) -> bool {
+        // SAFETY: alive; an aligned pointer.
+        let driver = unsafe { (&raw const (*self.generic()).driver).read_volatile() };
+        !driver.is_null()
     }
 
     /// Whether `driver_override` names the driver whose `probe` is running.
@@ -453,6 +482,105 @@ impl Device {
         to_result(unsafe { sys::physdev_msix(self.0, prepare) })
     }
 
+    /// Resets the function as sysfs' `reset` does: its configuration is kept, MSI included. Takes the
+    /// locks of the function and of the bridge above itself, if they are free.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when it has no way to be reset; `EAGAIN` when a lock is taken.
+    pub fn try_reset(&self) -> Result {
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_try_reset_function(self.0) })
+    }
+
+    /// Resets everything on the function's slot or bus, keeping the configuration of each function.
+    /// No device lock of any of them may be held by the caller.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when bus and slot cannot be reset; `EAGAIN` when a lock is taken.
+    pub fn reset_bus(&self) -> Result {
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_reset_bus(self.0) })
+    }
+
+    /// Whether `each` holds for all other functions of the host on this function's bus. May be called
+    /// with any lock held: it uses none of the bus itself.
+    pub fn all_others_on_bus(&self, mut each: impl FnMut(&Device) -> bool) -> bool {
+        let mut from = core::ptr::null_mut();
+        loop {
+            // SAFETY: goes from one function to the next: takes a reference to that and drops the
+            // one to `from`.
+            from = unsafe { bindings::pci_get_device(ANY_ID, ANY_ID, from) };
+            if from.is_null() {
+                return true;
+            }
+            // SAFETY: a live function; so is ours.
+            let same_bus = unsafe { core::ptr::eq((*from).bus, (*self.0).bus) };
+            if same_bus && from != self.0 {
+                // SAFETY: a live function.
+                let other = unsafe { Self::get(from) };
+                if !each(&other) {
+                    // SAFETY: the reference that the search holds.
+                    unsafe { bindings::pci_dev_put(from) };
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// The function at this address, if the host has it.
+    pub fn find(address: Sbdf) -> Option<Self> {
+        // SAFETY: a lookup; returns a reference or null.
+        let dev = unsafe {
+            bindings::pci_get_domain_bus_and_slot(
+                ffi::c_int::from(address.segment),
+                ffi::c_uint::from(address.bus),
+                ffi::c_uint::from(address.devfn.raw()),
+            )
+        };
+        // INVARIANT: the reference is ours.
+        (!dev.is_null()).then_some(Self(dev))
+    }
+
+    /// Takes the driver off, whichever it is. The device lock must not be held.
+    pub fn release_driver(&self) {
+        // SAFETY: alive; waits for the driver's `remove`.
+        unsafe { bindings::device_release_driver(self.generic()) }
+    }
+
+    /// Who in this kernel uses the function now, for a message: a mounted file system, an interface
+    /// that is up, a console. `None` when nobody does.
+    pub fn user(&self) -> Option<CString> {
+        let mut text = [0u8; 64];
+        // SAFETY: alive; `text` is written within its length and NUL terminated.
+        let used = unsafe { sys::pci_user(self.0, text.as_mut_ptr().cast(), 64) };
+        let text = CStr::from_bytes_until_nul(&text).unwrap_or(c"");
+        if used {
+            CString::try_from(text).ok()
+        } else {
+            None
+        }
+    }
+
+    /// A function of the host that has memory in the same page as one of this function's BARs, and
+    /// the number of that BAR.
+    pub fn page_neighbour(&self) -> Option<(Self, i32)> {
+        let mut bar = 0;
+        // SAFETY: alive; `bar` is written on success.
+        let other = unsafe { sys::pci_page_neighbour(self.0, &mut bar) };
+        // INVARIANT: the reference is ours.
+        (!other.is_null()).then_some((Self(other), bar))
+    }
+
+    /// A function with another driver that shares this function's legacy interrupt.
+    pub fn line_neighbour(&self) -> Option<Self> {
+        // SAFETY: alive.
+        let other = unsafe { sys::pci_line_neighbour(self.0) };
+        // INVARIANT: the reference is ours.
+        (!other.is_null()).then_some(Self(other))
+    }
+
     /// Marks the function as lent out, so that its physical function keeps SR-IOV on.
     pub fn set_assigned(&self, on: bool) {
         // SAFETY: alive.
@@ -477,24 +605,13 @@ impl Device {
     }
 }
 
-/// The guest's number (pirq) of a Linux interrupt, 0 when it is none of Xen's. Atomic.
-///
-/// Only interrupts that the MSI code has mapped for a guest, or legacy ones that Xen delivers, may
-/// be asked for: for others the core stops the machine.
-pub fn pirq(irq: u32, is_msi: bool) -> u32 {
-    let Ok(number) = i32::try_from(irq) else {
-        return 0;
-    };
+/// The guest's number (pirq) of an interrupt that the MSI code has mapped for it, 0 when there is
+/// none. Atomic. Must not be asked for other interrupts: the core stops the machine then.
+pub fn msi_pirq(irq: u32) -> u32 {
     if irq == 0 || !crate::is_pv_domain() {
         return 0;
     }
-    // On PV dom0 a legacy interrupt has the number of its GSI; the core knows those that Xen
-    // delivers.
-    // SAFETY: a lookup in the core's table.
-    if !is_msi && unsafe { sys::xen_irq_from_gsi(irq) } != number {
-        return 0;
-    }
-    // SAFETY: an interrupt of Xen's, by the check above or by the MSI code's mapping.
+    // SAFETY: mapped by the MSI code, promised by the caller.
     u32::try_from(unsafe { sys::xen_pirq_from_irq(irq) }).unwrap_or(0)
 }
 
@@ -504,19 +621,33 @@ pub trait Driver: Send + Sync + Sized + 'static {
     fn probe(dev: Device) -> Result<Option<Arc<Self>>>;
     /// The driver lets the function go; the core holds its device lock.
     fn remove(this: Arc<Self>);
+    /// A step of the recovery from an error of the PCIe hierarchy (AER); the core holds the device
+    /// lock. What it returns is the driver's vote.
+    fn recover(this: ArcBorrow<'_, Self>, step: Step) -> Verdict;
+    /// Another driver is about to be taken off the physical function `dev`, whose virtual ones go
+    /// then, as a rule. Called with the device lock of `dev` held.
+    fn physical_goes(dev: &Device);
 }
 
 /// A PCI driver while it is registered; it is offered every function.
 ///
 /// # Invariants
 ///
-/// `raw` is registered until `drop`.
+/// `raw` and `notifier` are registered until `drop`.
 #[pin_data(PinnedDrop)]
 pub struct Registration<T: Driver> {
     #[pin]
     raw: Opaque<bindings::pci_driver>,
     #[pin]
     ids: Opaque<[bindings::pci_device_id; 2]>,
+    #[pin]
+    errors: Opaque<bindings::pci_error_handlers>,
+    #[pin]
+    group: Opaque<bindings::attribute_group>,
+    #[pin]
+    groups: Opaque<[*const bindings::attribute_group; 2]>,
+    #[pin]
+    notifier: Opaque<bindings::notifier_block>,
     _driver: PhantomData<fn(T)>,
 }
 
@@ -526,7 +657,10 @@ unsafe impl<T: Driver> Sync for Registration<T> {}
 unsafe impl<T: Driver> Send for Registration<T> {}
 
 impl<T: Driver> Registration<T> {
-    /// Registers the driver under `name`.
+    /// Registers the driver under `name`, with its attribute files.
+    ///
+    /// The core offers functions to the driver before it makes the files: `probe` may be called, and
+    /// should refuse, before this returns.
     ///
     /// # Errors
     ///
@@ -535,6 +669,7 @@ impl<T: Driver> Registration<T> {
         name: &'static CStr,
         mod_name: &'static CStr,
         module: &'static ThisModule,
+        files: &'static crate::sysfs::Group,
     ) -> impl PinInit<Self, Error> {
         // SAFETY: the closure fills all fields; on success the value is pinned until `drop`, which
         // unregisters before the memory goes.
@@ -542,19 +677,41 @@ impl<T: Driver> Registration<T> {
             pin_init::pin_init_from_closure(move |slot: *mut Self| {
                 let raw = Opaque::cast_into(&raw const (*slot).raw);
                 let ids = Opaque::cast_into(&raw const (*slot).ids);
+                let errors = Opaque::cast_into(&raw const (*slot).errors);
+                let group = Opaque::cast_into(&raw const (*slot).group);
+                let groups = Opaque::cast_into(&raw const (*slot).groups);
+                let notifier = Opaque::cast_into(&raw const (*slot).notifier);
                 let any = bindings::pci_device_id {
-                    vendor: !0,
-                    device: !0,
-                    subvendor: !0,
-                    subdevice: !0,
+                    vendor: ANY_ID,
+                    device: ANY_ID,
+                    subvendor: ANY_ID,
+                    subdevice: ANY_ID,
                     ..Default::default()
                 };
                 ids.write([any, bindings::pci_device_id::default()]);
+                errors.write(bindings::pci_error_handlers {
+                    error_detected: Some(Self::error_detected),
+                    mmio_enabled: Some(Self::mmio_enabled),
+                    slot_reset: Some(Self::slot_reset),
+                    resume: Some(Self::resume),
+                    ..Default::default()
+                });
+                group.write(bindings::attribute_group {
+                    bin_attrs: files.list(),
+                    ..Default::default()
+                });
+                groups.write([group.cast_const(), core::ptr::null()]);
+                notifier.write(bindings::notifier_block {
+                    notifier_call: Some(Self::notified),
+                    ..Default::default()
+                });
                 raw.write(bindings::pci_driver {
                     name: name.as_char_ptr(),
                     id_table: ids.cast(),
                     probe: Some(Self::probe),
                     remove: Some(Self::remove),
+                    err_handler: errors,
+                    groups: groups.cast(),
                     // The guest's DMA is Xen's business, not dom0's IOMMU domain.
                     driver_managed_dma: true,
                     ..Default::default()
@@ -563,13 +720,17 @@ impl<T: Driver> Registration<T> {
                     raw,
                     module.as_ptr(),
                     mod_name.as_char_ptr(),
+                ))?;
+                to_result(bindings::bus_register_notifier(
+                    &raw const bindings::pci_bus_type,
+                    notifier,
                 ))
+                .inspect_err(|_| bindings::pci_unregister_driver(raw))
             })
         }
     }
 
-    /// The generic part of the C structure; registered as long as `self` lives.
-    pub fn driver(&self) -> *mut bindings::device_driver {
+    fn driver(&self) -> *mut bindings::device_driver {
         // SAFETY: within `raw`.
         unsafe { &raw mut (*self.raw.get()).driver }
     }
@@ -613,11 +774,75 @@ impl<T: Driver> Registration<T> {
             T::remove(unsafe { Arc::from_raw(state.cast_const()) });
         }
     }
+
+    /// # Safety
+    ///
+    /// `dev` must be a live function whose device lock is held.
+    unsafe fn recover(dev: *mut bindings::pci_dev, step: Step) -> bindings::pci_ers_result_t {
+        // SAFETY: a live device.
+        let state = unsafe { bindings::dev_get_drvdata(&raw mut (*dev).dev) }.cast::<T>();
+        let verdict = if state.is_null() {
+            step.default_verdict()
+        } else {
+            // SAFETY: `probe` stored an `Arc<T>`; the device lock keeps `remove` away.
+            T::recover(unsafe { ArcBorrow::from_raw(state.cast_const()) }, step)
+        };
+        verdict.number()
+    }
+
+    extern "C" fn error_detected(
+        dev: *mut bindings::pci_dev,
+        state: bindings::pci_channel_state_t,
+    ) -> bindings::pci_ers_result_t {
+        let step = Step::Detected(ChannelState::from_number(state));
+        // SAFETY: the core passes a bound device and holds its lock.
+        unsafe { Self::recover(dev, step) }
+    }
+
+    extern "C" fn mmio_enabled(dev: *mut bindings::pci_dev) -> bindings::pci_ers_result_t {
+        // SAFETY: as in `error_detected`.
+        unsafe { Self::recover(dev, Step::MmioEnabled) }
+    }
+
+    extern "C" fn slot_reset(dev: *mut bindings::pci_dev) -> bindings::pci_ers_result_t {
+        // SAFETY: as in `error_detected`.
+        unsafe { Self::recover(dev, Step::SlotReset) }
+    }
+
+    extern "C" fn resume(dev: *mut bindings::pci_dev) {
+        // SAFETY: as in `error_detected`.
+        unsafe { Self::recover(dev, Step::Resume) };
+    }
+
+    extern "C" fn notified(
+        _notifier: *mut bindings::notifier_block,
+        action: ffi::c_ulong,
+        device: *mut ffi::c_void,
+    ) -> ffi::c_int {
+        if action == bindings::bus_notifier_event_BUS_NOTIFY_UNBIND_DRIVER as ffi::c_ulong {
+            let dev = device
+                .wrapping_byte_sub(core::mem::offset_of!(bindings::pci_dev, dev))
+                .cast::<bindings::pci_dev>();
+            // SAFETY: on the PCI bus the notifier gets the device within a live `pci_dev`.
+            let dev = unsafe { Device::get(dev) };
+            if dev.is_pf() {
+                T::physical_goes(&dev);
+            }
+        }
+        0
+    }
 }
 
 #[pinned_drop]
 impl<T: Driver> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
+        // SAFETY: registered by the type invariant; waits for a running notification.
+        unsafe {
+            bindings::bus_unregister_notifier(
+                &raw const bindings::pci_bus_type,
+                self.notifier.get(),
+            )
+        };
         // SAFETY: registered by the type invariant; calls `remove` for each bound function.
         unsafe { bindings::pci_unregister_driver(self.raw.get()) }
     }

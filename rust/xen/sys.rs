@@ -76,4 +76,15 @@ helpers! {
     fn bus_dev_error(dev: *mut xenbus_device, err: ffi::c_int, text: *const ffi::c_char, fatal: bool);
     fn ratelimit(state: *mut ratelimit_state) -> bool;
     fn ratelimit_init(state: *mut ratelimit_state, interval: ffi::c_int, burst: ffi::c_int);
+    fn pci_user(dev: *mut pci_dev, text: *mut ffi::c_char, size: ffi::c_int) -> bool;
+    fn pci_page_neighbour(dev: *mut pci_dev, bar: *mut ffi::c_int) -> *mut pci_dev;
+    fn pci_line_neighbour(dev: *mut pci_dev) -> *mut pci_dev;
+    fn irq_is_connected(irq: ffi::c_uint) -> bool;
+    fn request_shared_irq(
+        irq: ffi::c_uint,
+        handler: irq_handler_t,
+        name: *const ffi::c_char,
+        cookie: *mut ffi::c_void
+    ) -> ffi::c_int;
+    fn pci_is_pf(dev: *mut pci_dev) -> bool;
 }

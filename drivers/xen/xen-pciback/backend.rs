@@ -82,7 +82,7 @@ impl xenbus::Driver for Backend {
     const TYPE: &'static CStr = c"pci";
 
     fn probe(dev: &Device) -> Result<Arc<Self>> {
-        let exports = Exports::new(dev.peer_domain())?;
+        let exports = Exports::new(DeviceRef::from(dev))?;
         let this = Arc::pin_init(
             pin_init!(Self {
                 dev: DeviceRef::from(dev),
@@ -261,7 +261,7 @@ impl Backend {
             ENODEV
         })?;
         function
-            .assign(self.exports.domid, || !self.dying())?
+            .assign(&self.exports, || !self.dying())?
             .map_err(|refusal| {
                 dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
                 EBUSY

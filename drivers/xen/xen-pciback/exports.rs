@@ -2,20 +2,24 @@
 
 //! Which functions one guest has, and where it sees them.
 //!
-//! *Owns* the table from virtual addresses to functions; shared by the [`crate::backend`], which
-//! changes it, and the [`crate::server`], which looks requests up. *Lock*: one mutex, held for a
-//! lookup or a change; a function found stays usable by its own reference.
+//! *Owns* the table from virtual addresses to functions, and the way to the guest while it is connected;
+//! shared by the [`crate::backend`], which changes it, the [`crate::server`], which looks requests
+//! up, and each [`crate::function`] that the guest has, for errors that the guest should hear of.
+//! *Locks*: `table` and `server`, held for a lookup or a change, never both; what is found stays
+//! usable by its own reference.
 
-use crate::{function::Function, PASSTHROUGH};
+use crate::{function::Function, server::Server, PASSTHROUGH};
 use kernel::{
     new_mutex,
     prelude::*,
     sync::{Arc, Mutex},
 };
 use pciif::{
+    aer::{Answer, Step},
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Topology, TopologyError},
 };
+use xen::{store, xenbus::DeviceRef};
 
 /// The most functions that one guest can have: 32 slots of 8 on the virtual bus.
 const CAPACITY: usize = 256;
@@ -25,13 +29,16 @@ const CAPACITY: usize = 256;
 pub(crate) struct Exports {
     /// The guest.
     pub(crate) domid: u16,
+    dev: DeviceRef,
     #[pin]
     table: Mutex<KBox<Topology<Arc<Function>, CAPACITY>>>,
+    #[pin]
+    server: Mutex<Option<Arc<Server>>>,
 }
 
 impl Exports {
-    /// An empty table.
-    pub(crate) fn new(domid: u16) -> Result<Arc<Self>> {
+    /// An empty table for the guest of `dev`.
+    pub(crate) fn new(dev: DeviceRef) -> Result<Arc<Self>> {
         let mode = if PASSTHROUGH.get() {
             Mode::Passthrough
         } else {
@@ -39,9 +46,35 @@ impl Exports {
         };
         let table = KBox::new(Topology::new(mode), GFP_KERNEL)?;
         Arc::pin_init(
-            pin_init!(Self { domid, table <- new_mutex!(table) }),
+            pin_init!(Self {
+                domid: dev.peer_domain(),
+                dev,
+                table <- new_mutex!(table),
+                server <- new_mutex!(None),
+            }),
             GFP_KERNEL,
         )
+    }
+
+    /// The guest is connected, or no longer.
+    pub(crate) fn set_server(&self, server: Option<Arc<Server>>) {
+        *self.server.lock() = server;
+    }
+
+    /// Has the guest take part in the recovery from an error of the function at `host`. Sleeps.
+    pub(crate) fn recover(&self, host: Sbdf, step: Step) -> Answer {
+        let address = self.table.lock().find_host(host).map(|e| e.address());
+        let server = self.server.lock().clone();
+        match (address, server) {
+            (Some(address), Some(server)) => server.recover(address, step),
+            _ => Answer::NotConnected,
+        }
+    }
+
+    /// Tells the toolstack that the guest cannot recover from an error.
+    pub(crate) fn cannot_recover(&self) {
+        // The state of the device is what counts; a store that is full changes nothing about it.
+        let _ = store::NOW.write(self.dev.directory(), c"aerState", fmt!("aerfail"));
     }
 
     /// Gives a function a virtual address.

@@ -15,6 +15,7 @@
 //! | Release | the backend's worker, or the xenbus thread when a guest dies | only queues work |
 //! | Released | the function's own work item | device lock held |
 //! | Unbind | the PCI core, through `remove` | device lock held by the core |
+//! | ClearQuarantine | a reset by the administrator (`do_flr`) that succeeded | sleeps |
 //!
 //! A release takes as long as a reset, so it is never done by the thread that serves other guests'
 //! xenbus events. An assignment that finds the function still being released waits for it, within a
@@ -27,8 +28,12 @@
 //! request, so that a release or an unbind waits for the request and no longer. `owner`: a mutex
 //! around the state, never held over anything slow; a waiter sleeps on `changed`.
 
-use crate::{PERMISSIVE, QUEUE};
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::{
+    exports::Exports,
+    intx::{Acknowledger, Control},
+    registry, PERMISSIVE, QUEUE, REQUIRE_RESET,
+};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use kernel::{
     bindings, new_condvar, new_mutex,
     prelude::*,
@@ -36,7 +41,9 @@ use kernel::{
 };
 use pciif::{
     access::ConfigAccess,
+    aer::{self, Step, Verdict},
     config::{self, VirtualConfigSpace},
+    intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
     op::{OpStatus, Reply, Request},
     sbdf::Sbdf,
@@ -60,7 +67,22 @@ struct Config {
     golden: SavedState,
     /// Not let go yet.
     alive: bool,
+    /// The guest's functions, while it is assigned.
+    guest: Option<Arc<Exports>>,
+    intx: Control,
 }
+
+/// What a guest may do beyond the policy; set by the administrator, ends with the assignment.
+#[derive(Clone, Copy)]
+pub(crate) enum Grant {
+    /// Write all of the configuration space.
+    Permissive,
+    /// Switch interrupts through configuration space.
+    InterruptControl,
+}
+
+/// [`Function::last_reset`]: no reset was tried yet.
+const NO_RESET_YET: i32 = 1;
 
 /// A function that was taken.
 #[pin_data]
@@ -69,6 +91,10 @@ pub(crate) struct Function {
     address: Sbdf,
     by_override: bool,
     permissive: AtomicBool,
+    interrupt_control: AtomicBool,
+    acknowledger: Arc<Acknowledger>,
+    /// 0, an errno, or [`NO_RESET_YET`].
+    last_reset: AtomicI32,
     #[pin]
     owner: Mutex<Lifecycle>,
     #[pin]
@@ -125,22 +151,42 @@ impl Function {
             Ok(()) | Err(ENODEV) => {}
             Err(e) => dev_warn!(dev.as_generic(), "MSI-X preparation failed ({:?})\n", e),
         }
+        Self::seize_prepared(dev.clone(), address, by_override).inspect_err(|_| {
+            let _ = dev.prepare_msix(false);
+        })
+    }
+
+    fn seize_prepared(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
         let golden = dev.save_state()?;
-        report_reset(&dev, dev.reset());
+        let reset = dev.reset();
+        report_reset(&dev, reset);
         dev.restore_state(&golden)?;
         let bars = [0, 1, 2, 3, 4, 5].map(|index| dev.bar(index));
         let rom = dev.bar(6);
         let space = VirtualConfigSpace::new(dev.header_type(), &bars, rom, &mut Host(&dev))
             .map_err(|_| EIO)?;
+        // A bridge has no interrupt that a guest would serve.
+        let irq = if dev.header_type() == 0 { dev.irq() } else { 0 };
+        let acknowledger = Acknowledger::new(address, irq)?;
+        warn_of_neighbours(&dev);
         Arc::pin_init(
             pin_init!(Self {
                 dev,
                 address,
                 by_override,
                 permissive: AtomicBool::new(false),
+                interrupt_control: AtomicBool::new(false),
+                acknowledger,
+                last_reset: AtomicI32::new(errno(reset)),
                 owner <- new_mutex!(Lifecycle::Available),
                 changed <- new_condvar!(),
-                config <- new_mutex!(Config { space, golden, alive: true }),
+                config <- new_mutex!(Config {
+                    space,
+                    golden,
+                    alive: true,
+                    guest: None,
+                    intx: Control::new(),
+                }),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
             }),
@@ -168,9 +214,62 @@ impl Function {
         self.dev.header_type() == 1
     }
 
-    /// Whether its guest may write everything.
-    pub(crate) fn is_permissive(&self) -> bool {
-        self.permissive.load(Ordering::Relaxed)
+    /// The host's function.
+    pub(crate) fn device(&self) -> &pci::Device {
+        &self.dev
+    }
+
+    /// Whose it is.
+    pub(crate) fn owner(&self) -> Lifecycle {
+        *self.owner.lock()
+    }
+
+    /// dom0's handler on its interrupt line.
+    pub(crate) fn acknowledger(&self) -> &Acknowledger {
+        &self.acknowledger
+    }
+
+    /// What came of the last reset.
+    pub(crate) fn last_reset(&self) -> ResetText {
+        ResetText(self.last_reset.load(Ordering::Relaxed))
+    }
+
+    fn flag(&self, grant: Grant) -> &AtomicBool {
+        match grant {
+            Grant::Permissive => &self.permissive,
+            Grant::InterruptControl => &self.interrupt_control,
+        }
+    }
+
+    /// Whether its guest may do that.
+    pub(crate) fn may(&self, grant: Grant) -> bool {
+        self.flag(grant).load(Ordering::Relaxed)
+    }
+
+    /// Allows its guest something, or forbids it again.
+    pub(crate) fn set_grant(&self, grant: Grant, on: bool) {
+        let changed = self.flag(grant).swap(on, Ordering::Relaxed) != on;
+        if changed && on && matches!(grant, Grant::Permissive) {
+            let dev = self.dev.as_generic();
+            dev_warn!(
+                dev,
+                "enabling permissive mode configuration space accesses!\n"
+            );
+            dev_warn!(dev, "permissive mode is potentially unsafe!\n");
+        }
+    }
+
+    /// Puts dom0's handler on the line, or takes it off.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` without a line; that of the core when the line cannot be shared.
+    pub(crate) fn toggle_handler(&self) -> Result {
+        let mut config = self.config.lock();
+        if !config.alive {
+            return Err(ENOENT);
+        }
+        config.intx.apply(&self.acknowledger, intx::Event::Toggled)
     }
 
     fn apply(&self, event: Event) -> Result<(), Refusal> {
@@ -180,16 +279,8 @@ impl Function {
         result.map(|_| ())
     }
 
-    /// Gives it to a guest. Waits for a release in progress while `wanted` says so.
-    ///
-    /// # Errors
-    ///
-    /// What the table refuses, or that of the PCI core.
-    pub(crate) fn assign(
-        &self,
-        domid: u16,
-        wanted: impl Fn() -> bool,
-    ) -> Result<Result<(), Refusal>> {
+    /// Waits for a release in progress, within a bound, while `wanted` says so.
+    fn settled(&self, wanted: impl Fn() -> bool) -> kernel::sync::MutexGuard<'_, Lifecycle> {
         let mut owner = self.owner.lock();
         let look = kernel::time::msecs_to_jiffies(RELEASE_LOOK_MS);
         for _ in 0..RELEASE_PATIENCE_MS / RELEASE_LOOK_MS {
@@ -198,6 +289,21 @@ impl Function {
             }
             let _ = self.changed.wait_interruptible_timeout(&mut owner, look);
         }
+        owner
+    }
+
+    /// Gives it to a guest. Waits for a release in progress while `wanted` says so.
+    ///
+    /// # Errors
+    ///
+    /// What the table refuses, or that of the PCI core.
+    pub(crate) fn assign(
+        &self,
+        guest: &Arc<Exports>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Result<(), Refusal>> {
+        let domid = guest.domid;
+        let mut owner = self.settled(wanted);
         if let Err(refusal) = owner.apply(Event::Assign(domid)) {
             return Ok(Err(refusal));
         }
@@ -214,6 +320,7 @@ impl Function {
             let _ = self.apply(Event::Released(Ok(())));
             return Err(e);
         }
+        config.guest = Some(guest.clone());
         Ok(Ok(()))
     }
 
@@ -229,15 +336,28 @@ impl Function {
     pub(crate) fn let_go(&self) {
         let before = *self.owner.lock();
         if let Lifecycle::Assigned { domid } = before {
+            let dev = self.dev.as_generic();
+            let address = Show(self.address);
             dev_warn!(
-                self.dev.as_generic(),
+                dev,
                 "****** removing device {} while still in-use by domain {}! ******\n",
-                Show(self.address),
+                address,
                 domid
             );
             dev_warn!(
-                self.dev.as_generic(),
-                "****** the guest now reads it as absent; shut it down before the device is bound to another driver ******\n"
+                dev,
+                "****** domain {} now reads it as absent, and its driver there fails ******\n",
+                domid
+            );
+            dev_warn!(
+                dev,
+                "****** memory and interrupts of it stay mapped in domain {} until that ends ******\n",
+                domid
+            );
+            dev_warn!(
+                dev,
+                "****** shut domain {} down before another driver uses the device ******\n",
+                domid
             );
         }
         let _ = self.apply(Event::Unbind);
@@ -261,17 +381,25 @@ impl Function {
     ///
     /// # Errors
     ///
-    /// When it may not be clean. A function that has no way to be reset is not an error.
+    /// When it may not be clean. A function that has no way to be reset is not an error, unless the
+    /// administrator says so.
     fn take_back(&self) -> Result<(), ResetFailure> {
-        let config = self.config.lock();
+        let mut config = self.config.lock();
         let dev = &self.dev;
-        self.permissive.store(false, Ordering::Relaxed);
+        config.guest = None;
+        for grant in [Grant::Permissive, Grant::InterruptControl] {
+            self.flag(grant).store(false, Ordering::Relaxed);
+        }
+        let _ = config.intx.apply(&self.acknowledger, intx::Event::Disabled);
         // First no interrupts and no DMA, then the reset (XSA-302): it leaves the guest quiet even if
         // it has no way to be reset.
         quiesce(dev);
         // A guest may have put it to sleep, where it cannot be reset or restored.
         let _ = dev.set_power_state(0);
-        let reset = match dev.reset() {
+        let reset = dev.reset();
+        self.last_reset.store(errno(reset), Ordering::Relaxed);
+        let reset = match reset {
+            Err(ENOTTY) if REQUIRE_RESET.get() => Err(ResetFailure::NoMethod),
             Err(ENOTTY) => {
                 dev_warn!(dev.as_generic(), "has no way to be reset\n");
                 Ok(())
@@ -284,6 +412,95 @@ impl Function {
         quiesce(dev);
         dev.clear_owner();
         reset.and(restored)
+    }
+
+    /// Resets it for the administrator (`do_flr`), by the best method there is.
+    ///
+    /// First the function's own methods, as sysfs' `reset` tries them. Only when it has none: its
+    /// slot or bus, if every other function there is ours and either free or in the same guest. A
+    /// guest that has it keeps its configuration; nobody's gets the state of when it was taken.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when there is no method, `EBUSY` when it is not released in time, that of the reset.
+    pub(crate) fn reset_for_admin(&self) -> Result {
+        let owner = *self.settled(|| true);
+        if matches!(owner, Lifecycle::Releasing { .. }) {
+            return Err(EBUSY);
+        }
+        let mut result = self.reset_alone();
+        if matches!(result, Err(ENOTTY)) && self.may_reset_bus() {
+            result = self.dev.reset_bus();
+        }
+        self.last_reset.store(errno(result), Ordering::Relaxed);
+        if result.is_ok() {
+            // Refused unless it was quarantined, which is then over.
+            let _ = self.apply(Event::ClearQuarantine);
+        }
+        result
+    }
+
+    fn reset_alone(&self) -> Result {
+        let _lock = self.dev.lock();
+        // Held over the reset: no request of a guest, and no assignment.
+        let config = self.config.lock();
+        if !config.alive {
+            return Err(ENODEV);
+        }
+        if config.guest.is_some() {
+            let now = self.dev.save_state()?;
+            let result = self.dev.reset();
+            return self.dev.restore_state(&now).and(result);
+        }
+        let result = self.dev.reset();
+        let restored = self.dev.restore_state(&config.golden);
+        quiesce(&self.dev);
+        result.and(restored)
+    }
+
+    /// Whether nobody else would feel a reset of its bus.
+    fn may_reset_bus(&self) -> bool {
+        let owner = self.owner();
+        self.dev.all_others_on_bus(|other| {
+            other
+                .address()
+                .and_then(registry::find_function)
+                .is_some_and(|other| {
+                    let theirs = other.owner();
+                    !other.is_bridge() && (theirs == Lifecycle::Available || theirs == owner)
+                })
+        })
+    }
+
+    /// One step of the recovery from an error of the hierarchy: asks the guest that has it. Sleeps
+    /// up to the server's patience; the device lock is held.
+    pub(crate) fn ask_guest(&self, step: Step) -> Verdict {
+        let guest = self.config.lock().guest.clone();
+        let Some(guest) = guest else {
+            return step.default_verdict();
+        };
+        let answer = guest.recover(self.address, step);
+        let owner = self.owner();
+        let alone = || {
+            self.dev.all_others_on_bus(|other| {
+                let ours = other.address().and_then(registry::find_function);
+                ours.is_some_and(|other| !other.is_bridge() && other.owner() == owner)
+            })
+        };
+        let decision = aer::decide(step, answer, alone());
+        if decision.failed {
+            guest.cannot_recover();
+        }
+        if decision.failed && self.limit.allows() {
+            dev_err!(
+                self.dev.as_generic(),
+                "an error of its PCIe link, and domain {} cannot recover: {:?} to {:?}\n",
+                guest.domid,
+                answer,
+                step
+            );
+        }
+        decision.verdict
     }
 
     /// Serves one request of guest `domid`; vectors of MSI-X go into `entries`.
@@ -301,18 +518,46 @@ impl Function {
                 value,
                 ..
             } => self.config_write(&mut config, offset, size, value),
-            Request::EnableMsi { .. } => self.enable_msi(),
+            Request::EnableMsi { .. } => self
+                .enable_msi()
+                .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             Request::DisableMsi { .. } => {
-                self.dev.disable_msi();
-                Ok(pci::pirq(self.dev.irq(), false))
+                if self.dev.msi_state().0 {
+                    self.dev.disable_msi();
+                    self.intx(&mut config, intx::Event::MessagesOff);
+                }
+                Ok(self.acknowledger.pirq())
             }
-            Request::EnableMsix { .. } => self.enable_msix(entries),
+            Request::EnableMsix { .. } => self
+                .enable_msix(entries)
+                .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             Request::DisableMsix { .. } => {
-                self.dev.disable_msix();
-                Ok(pci::pirq(self.dev.irq(), false))
+                if self.dev.msi_state().1 {
+                    self.dev.disable_msix();
+                    self.intx(&mut config, intx::Event::MessagesOff);
+                }
+                Ok(self.acknowledger.pirq())
             }
         };
         result.map_or_else(Reply::failed, Reply::done)
+    }
+
+    /// Tells dom0's handler on the line what happened. An error is said: without the handler dom0 may
+    /// switch a shared line off.
+    fn intx(&self, config: &mut Config, event: intx::Event) {
+        match config.intx.apply(&self.acknowledger, event) {
+            // No pin, or not connected: nothing to acknowledge.
+            Ok(()) | Err(ENXIO) => {}
+            Err(e) => {
+                if self.limit.allows() {
+                    dev_warn!(
+                        self.dev.as_generic(),
+                        "dom0 has no handler on its interrupt line ({:?})\n",
+                        e
+                    );
+                }
+            }
+        }
     }
 
     fn config_read(&self, config: &mut Config, offset: i32, size: i32) -> Result<u32, OpStatus> {
@@ -329,12 +574,22 @@ impl Function {
     ) -> Result<u32, OpStatus> {
         let access = ConfigAccess::new(offset, size, self.dev.config_size())?;
         let flags = config::Flags {
-            permissive: PERMISSIVE.get() || self.is_permissive(),
-            allow_interrupt_control: false,
+            permissive: PERMISSIVE.get() || self.may(Grant::Permissive),
+            allow_interrupt_control: self.may(Grant::InterruptControl),
         };
+        let was_enabled = self.dev.is_enabled();
         let outcome = config
             .space
             .write(&mut Host(&self.dev), access, value, flags)?;
+        let (msi, msix) = self.dev.msi_state();
+        match (was_enabled, self.dev.is_enabled()) {
+            (false, true) => {
+                let messages = msi || msix;
+                self.intx(config, intx::Event::Enabled { messages });
+            }
+            (true, false) => self.intx(config, intx::Event::Disabled),
+            _ => {}
+        }
         if !outcome.is_complete() && self.limit.allows() {
             dev_warn!(
                 self.dev.as_generic(),
@@ -352,7 +607,7 @@ impl Function {
             return Err(OpStatus::OpFailed);
         }
         self.dev.enable_msi().map_err(|e| self.refused("MSI", e))?;
-        match pci::pirq(self.dev.irq(), true) {
+        match pci::msi_pirq(self.dev.irq()) {
             0 => {
                 self.dev.disable_msi();
                 Err(OpStatus::OpFailed)
@@ -382,7 +637,7 @@ impl Function {
             .enable_msix(entries)
             .map_err(|e| self.refused("MSI-X", e))?;
         for (wanted, entry) in wanted.iter_mut().zip(entries.iter()) {
-            match u16::try_from(pci::pirq(entry.vector, true)) {
+            match u16::try_from(pci::msi_pirq(entry.vector)) {
                 Ok(pirq @ 1..) => wanted.vector = pirq,
                 _ => {
                     self.dev.disable_msix();
@@ -418,15 +673,41 @@ impl Function {
     }
 }
 
-/// Lets the guest of a function write everything, until the assignment ends.
-pub(crate) fn set_permissive(function: &Arc<Function>) {
-    if !function.permissive.swap(true, Ordering::Relaxed) {
-        let dev = function.dev.as_generic();
+/// The result of a reset, as `status` shows it.
+pub(crate) struct ResetText(i32);
+
+impl core::fmt::Display for ResetText {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            0 => f.write_str("done"),
+            NO_RESET_YET => f.write_str("untried"),
+            errno if errno == ENOTTY.to_errno() => f.write_str("no-method"),
+            errno => write!(f, "failed({errno})"),
+        }
+    }
+}
+
+fn errno(result: Result) -> i32 {
+    result.map_or_else(Error::to_errno, |()| 0)
+}
+
+/// Says which others a guest can reach through a page or a line that it shares with them (XSA-461).
+fn warn_of_neighbours(dev: &pci::Device) {
+    if let Some((other, bar)) = dev.page_neighbour() {
         dev_warn!(
-            dev,
-            "enabling permissive mode configuration space accesses!\n"
+            dev.as_generic(),
+            "BAR {} shares a page with {}: a guest with one of them can reach the other\n",
+            bar,
+            other.name()
         );
-        dev_warn!(dev, "permissive mode is potentially unsafe!\n");
+    }
+    if let Some(other) = dev.line_neighbour() {
+        dev_warn!(
+            dev.as_generic(),
+            "shares its interrupt line with {} ({}): a guest can slow that down or stop it\n",
+            other.name(),
+            other.driver_name()
+        );
     }
 }
 

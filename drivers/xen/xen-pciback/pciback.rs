@@ -15,14 +15,16 @@
 //!
 //! # Lock order
 //!
-//! A function's device lock (the PCI core's), [`backend`]'s `control`, its `link`, [`exports`]' table,
-//! a function's `config`, a function's `owner`, the [`registry`]. Each is left out where it is not
-//! needed; none is taken against this order. Nothing here is taken in interrupt context.
+//! A function's device lock (the PCI core's), [`backend`]'s `control`, its `link`, a [`server`]'s
+//! `errors`, its `sending`, [`exports`]' `table` or `server`, a function's `config`, a function's
+//! `owner`, the [`registry`]. Each is left out where it is not needed; none is taken against this
+//! order. Nothing here is taken in interrupt context.
 
 mod attributes;
 mod backend;
 mod exports;
 mod function;
+mod intx;
 mod registry;
 mod server;
 mod stub;
@@ -30,7 +32,7 @@ mod stub;
 use backend::Backend;
 use function::Function;
 use kernel::prelude::*;
-use xen::{pci, sysfs, work, xenbus};
+use xen::{pci, work, xenbus};
 
 /// The kernel that this module was built for; see `xen::check_kernel_version`.
 const BUILT_FOR: &str = include!(env!("XENPCI_UTS_FILE"));
@@ -42,6 +44,11 @@ xen::param!(PERMISSIVE: Flag, "permissive", param_ops_bool, "bool", 0o644,
 xen::param!(PASSTHROUGH: Flag, "passthrough", param_ops_bool, "bool", 0o444,
     "Guests see functions at their addresses in the host (default: on a virtual bus)");
 
+xen::param!(HIDE_FORCE: Flag, "hide_force", param_ops_bool, "bool", 0o444,
+    "Take what hide= lists from other drivers, unless dom0 itself uses it");
+xen::param!(REQUIRE_RESET: Flag, "require_reset", param_ops_bool, "bool", 0o644,
+    "Keep a function that has no way to be reset from further guests");
+
 /// Where everything that takes long is done.
 static QUEUE: work::Queue = work::Queue::closed();
 
@@ -51,11 +58,20 @@ static QUEUE: work::Queue = work::Queue::closed();
 struct Module {
     #[pin]
     _backends: xenbus::Registration<Backend>,
-    _files: sysfs::Files,
+    _open: Open,
     #[pin]
     _stub: pci::Registration<Function>,
     _slots: registry::Slots,
     _queue: work::OpenQueue,
+}
+
+/// Functions are taken as long as this lives.
+struct Open(());
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        stub::close();
+    }
 }
 
 impl kernel::InPlaceModule for Module {
@@ -68,11 +84,13 @@ impl kernel::InPlaceModule for Module {
             Ok(try_pin_init!(Self {
                 _queue: QUEUE.open(c"xen-pciback")?,
                 _slots: registry::Slots::init(),
-                _stub <- pci::Registration::new(c"pciback", c"xen_pciback", module),
-                // SAFETY: the driver is registered, and dropped after the files.
-                _files: unsafe { sysfs::Files::new(_stub.driver(), attributes::ALL) }?,
-                // Only now, so that no function is taken before its files exist.
-                _: { stub::hide(HIDE.get(), &_stub)? },
+                _stub <- pci::Registration::new(c"pciback", c"xen_pciback", module, &attributes::FILES),
+                _open: {
+                    // A failure further down must find the module as at its start.
+                    let open = Open(());
+                    stub::open(HIDE.get(), &_stub)?;
+                    open
+                },
                 _backends <- xenbus::Registration::new(c"xen-pciback", c"xen_pciback", module),
                 _: {
                     let kind = if PASSTHROUGH.get() { "passthrough" } else { "vpci" };

@@ -69,7 +69,7 @@ pub(crate) fn has_slot(address: Sbdf) -> bool {
 }
 
 /// Calls `each` for the addresses in the order in which they were added, until it says `false`.
-/// `each` must not sleep for long nor take locks.
+/// `each` must not sleep nor take locks.
 pub(crate) fn for_each_slot(mut each: impl FnMut(Sbdf) -> bool) {
     for address in LISTS.lock().slots.iter() {
         if !each(*address) {
@@ -106,9 +106,25 @@ pub(crate) fn find_function(address: Sbdf) -> Option<Arc<Function>> {
         .cloned()
 }
 
-/// Calls `each` for all functions that were taken; conditions as for [`for_each_slot`].
-pub(crate) fn for_each_function(mut each: impl FnMut(&Function)) {
-    for function in LISTS.lock().functions.iter() {
-        each(function);
+/// Calls `each` for the functions that were taken, the last one first, until it says `false`;
+/// conditions as for [`for_each_slot`].
+pub(crate) fn for_each_function(mut each: impl FnMut(&Function) -> bool) {
+    for function in LISTS.lock().functions.iter().rev() {
+        if !each(function) {
+            break;
+        }
     }
+}
+
+/// The functions that were taken and for which `wanted` holds, for work that sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn functions(wanted: impl Fn(&Function) -> bool) -> Result<KVec<Arc<Function>>> {
+    let mut all = KVec::new();
+    for function in LISTS.lock().functions.iter().filter(|f| wanted(f)) {
+        all.push(function.clone(), GFP_KERNEL)?;
+    }
+    Ok(all)
 }

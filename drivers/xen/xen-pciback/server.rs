@@ -13,6 +13,15 @@
 //! that one event is expected, and not held against the guest. While an event is being dealt with the
 //! channel is masked, so there can be no more than one of them.
 //!
+//! # Errors of the hierarchy
+//!
+//! The other way round, [`Server::recover`] asks the guest: one message at a time (`errors`, a mutex
+//! that is held while the guest is waited for, for some seconds at most). A guest that leaves a
+//! message unanswered gets no further one until it has answered that: so it costs the wait once,
+//! however many functions it has.
+//!
+//! # Requests
+//!
 //! A request is copied out of the page once, parsed into types, and from then on the page is only
 //! written: status, value, and the vectors of entries whose number was fixed by the copy. After a
 //! number of requests the work item goes to the back of its queue, and when the connection ends it
@@ -21,11 +30,15 @@
 use crate::{exports::Exports, QUEUE};
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
+    new_mutex,
     prelude::*,
-    sync::{Arc, ArcBorrow},
+    sync::{Arc, ArcBorrow, Mutex},
+    time::{delay::fsleep, Delta},
 };
 use pciif::{
+    aer::{Answer, Step},
     op::{OpStatus, Reply, Request},
+    sbdf::Sbdf,
     wire::{self, MsixEntry, PciOp, MAX_MSIX_VECTORS},
 };
 use xen::{
@@ -37,6 +50,10 @@ use xen::{
 
 /// Requests that are served before others have their turn.
 const BATCH: u32 = 64;
+
+/// How long a guest may take over one step of a recovery, and how often it is looked for its answer.
+const RECOVERY_PATIENCE_MS: i64 = 10_000;
+const RECOVERY_LOOK_MS: i64 = 10;
 
 /// The serving end.
 #[pin_data]
@@ -51,6 +68,12 @@ pub(crate) struct Server {
     event_due: AtomicBool,
     #[pin]
     work: Item<Server, 0>,
+    /// Held by who waits for the guest's part in a recovery.
+    #[pin]
+    errors: Mutex<()>,
+    /// Held by who sends an event outside of the channel's own handler and work.
+    #[pin]
+    sending: Mutex<()>,
 }
 
 xen::has_work_item!(Server, 0, work);
@@ -84,12 +107,16 @@ impl Link {
                 irq: IrqCell::empty(),
                 event_due: AtomicBool::new(false),
                 work <- Item::new(c"xen-pciback-serve", kernel::static_lock_class!()),
+                errors <- new_mutex!(()),
+                sending <- new_mutex!(()),
             }),
             GFP_KERNEL,
         )
         .map_err(|e| (e, "out of memory"))?;
         let channel = EventChannel::bind_remote(dev, port, c"xen-pciback", server.clone())
             .map_err(|e| (e, "Error binding event channel to IRQ"))?;
+        server.irq.set(channel.irq());
+        server.exports.set_server(Some(server.clone()));
         Ok(Self {
             channel: Some(channel),
             server,
@@ -99,7 +126,11 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.server.stop.store(true, Ordering::Release);
+        self.server.exports.set_server(None);
+        {
+            let _sending = self.server.sending.lock();
+            self.server.stop.store(true, Ordering::Release);
+        }
         // No event after this; then no work.
         drop(self.channel.take());
         Item::<Server, 0>::cancel(&self.server);
@@ -181,6 +212,51 @@ impl Server {
         // CAST: the same 32 bits, as the protocol declares them.
         page.write(wire::OP_ERR, reply.status.to_wire() as u32);
         page.clear_flag(wire::FLAG_PCIF_ACTIVE);
+    }
+
+    /// Has the guest take part in the recovery from an error of its function at `address`. Sleeps,
+    /// for [`RECOVERY_PATIENCE_MS`] at most when no other function's message is waited for.
+    pub(crate) fn recover(&self, address: Sbdf, step: Step) -> Answer {
+        let _turn = self.errors.lock();
+        let page = self.page.page();
+        if !page.flag(wire::FLAG_PCIB_AERHANDLER) {
+            return Answer::NoHandler;
+        }
+        if page.flag(wire::FLAG_PCIB_ACTIVE) {
+            // It has not answered the message before.
+            return Answer::TimedOut;
+        }
+        let words = [
+            step.command(),
+            step.channel_state().number(),
+            u32::from(address.segment),
+            u32::from(address.bus),
+            u32::from(address.devfn.raw()),
+        ];
+        for (at, word) in words.into_iter().enumerate() {
+            page.write(wire::AER + 4 * at, word);
+        }
+        {
+            let _sending = self.sending.lock();
+            let (false, Some(irq)) = (self.stop.load(Ordering::Acquire), self.irq.get()) else {
+                return Answer::NotConnected;
+            };
+            // The guest answers with an event that brings no request.
+            self.event_due.store(true, Ordering::Release);
+            page.set_flag(wire::FLAG_PCIB_ACTIVE);
+            irq.notify();
+        }
+        for _ in 0..RECOVERY_PATIENCE_MS / RECOVERY_LOOK_MS {
+            if self.stop.load(Ordering::Acquire) {
+                return Answer::NotConnected;
+            }
+            if !page.flag(wire::FLAG_PCIB_ACTIVE) {
+                // CAST: the same 32 bits, as the protocol declares them.
+                return Answer::Number(page.read(wire::AER + 4) as i32);
+            }
+            fsleep(Delta::from_millis(RECOVERY_LOOK_MS));
+        }
+        Answer::TimedOut
     }
 
     fn dispatch(&self, request: &Request, entries: &mut [MsixEntry]) -> Reply {

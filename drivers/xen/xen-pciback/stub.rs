@@ -5,21 +5,70 @@
 //! *Callers*: the PCI core, with the function's device lock held. *Owns* nothing itself: a function
 //! that is taken goes into the [`crate::registry`].
 
-use crate::{function::Function, registry};
-use kernel::{prelude::*, str::CStr, sync::Arc};
-use pciif::slot::HideItems;
+use crate::{function::Function, registry, HIDE_FORCE};
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::{
+    prelude::*,
+    str::CStr,
+    sync::{Arc, ArcBorrow},
+};
+use pciif::{
+    aer::{Step, Verdict},
+    lifecycle::Lifecycle,
+    slot::{HideItems, SlotPattern},
+};
 use xen::{log::Show, pci};
 
-/// Takes what `hide=` lists and no driver has yet. A bad item is named and skipped: a typing error
-/// must not leave the other functions to dom0.
-pub(crate) fn hide(text: Option<&CStr>, stub: &pci::Registration<Function>) -> Result {
-    for item in HideItems::new(text.map_or(b"", CStr::to_bytes)) {
+/// Functions are taken only once the files that control them are there.
+static OPEN: AtomicBool = AtomicBool::new(false);
+
+/// Starts to take functions: first those that `hide=` lists. A bad item is named and skipped: a typing
+/// error must not leave the other functions to dom0.
+pub(crate) fn open(hide: Option<&CStr>, stub: &pci::Registration<Function>) -> Result {
+    OPEN.store(true, Ordering::Release);
+    let text = hide.map_or(b"".as_slice(), CStr::to_bytes);
+    for item in HideItems::new(text) {
         match item {
             Ok(pattern) => registry::add_slots(&pattern)?,
             Err(e) => pr_err!("hide: {}\n", Show(e)),
         }
     }
+    for pattern in HideItems::new(text).flatten() {
+        free(&pattern);
+    }
     stub.offer_all()
+}
+
+/// No function is taken any more, in case that the module's start fails later.
+pub(crate) fn close() {
+    OPEN.store(false, Ordering::Release);
+}
+
+/// Says which functions of a pattern have another driver; with `hide_force` takes that off, unless
+/// dom0 itself uses the function.
+fn free(pattern: &SlotPattern) {
+    let found = pattern.addresses().filter_map(pci::Device::find);
+    for dev in found.filter(|dev| dev.has_driver()) {
+        let generic = dev.as_generic();
+        let driver = dev.driver_name();
+        if !HIDE_FORCE.get() {
+            dev_err!(
+                generic,
+                "is listed in hide=, but driver {} has it: unbind that first, or load with hide_force=1\n",
+                driver
+            );
+        } else if let Some(user) = dev.user() {
+            dev_err!(
+                generic,
+                "is listed in hide=, but stays with driver {} in spite of hide_force: {}\n",
+                driver,
+                &*user
+            );
+        } else {
+            dev_warn!(generic, "is taken from driver {} by hide_force\n", driver);
+            dev.release_driver();
+        }
+    }
 }
 
 /// Whether the function or a bridge above it is listed: a listed bridge means all that is below it.
@@ -38,6 +87,9 @@ fn is_listed(dev: &pci::Device) -> bool {
 
 impl pci::Driver for Function {
     fn probe(dev: pci::Device) -> Result<Option<Arc<Self>>> {
+        if !OPEN.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         let listed = is_listed(&dev);
         let by_override = !listed && dev.is_override_match();
         if !listed && !by_override {
@@ -63,7 +115,7 @@ impl pci::Driver for Function {
         let function = Function::seize(dev.clone(), address, by_override)
             .inspect_err(|e| dev_err!(generic, "cannot be taken: {:?}\n", e))?;
         let listed = if by_override {
-            registry::add_slots(&pciif::slot::SlotPattern::from(address))
+            registry::add_slots(&SlotPattern::from(address))
         } else {
             Ok(())
         };
@@ -78,8 +130,30 @@ impl pci::Driver for Function {
         registry::remove_function(&this);
         if this.by_override() {
             // Else the next probe would take it again, though nobody asks for it any more.
-            registry::remove_slots(&pciif::slot::SlotPattern::from(this.address()));
+            registry::remove_slots(&SlotPattern::from(this.address()));
         }
         this.let_go();
+    }
+
+    fn recover(this: ArcBorrow<'_, Self>, step: Step) -> Verdict {
+        this.ask_guest(step)
+    }
+
+    fn physical_goes(dev: &pci::Device) {
+        let is_below = |f: &Function| f.device().is_vf() && &f.device().physical() == dev;
+        let Ok(below) = registry::functions(is_below) else {
+            return;
+        };
+        for function in below {
+            match function.owner() {
+                Lifecycle::Assigned { domid } | Lifecycle::Releasing { domid } => dev_warn!(
+                    function.device().as_generic(),
+                    "domain {} has it, while its physical function {} loses its driver\n",
+                    domid,
+                    dev.name()
+                ),
+                _ => function.device().release_driver(),
+            }
+        }
     }
 }

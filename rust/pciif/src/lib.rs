@@ -13,6 +13,8 @@
 //!   offset and size ────────────────▶ access ──▶ config    what the guest sees and may change
 //!   xenbus states of both ends ─────▶ state                what to do next
 //!   seize, assign, release, unbind ─▶ lifecycle            who owns the function
+//!   enable, MSI, administrator ─────▶ intx                 who acknowledges a shared line
+//!   errors of the hierarchy ────────▶ aer                  what a guest may say to them
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -33,7 +35,9 @@
 extern crate std;
 
 pub mod access;
+pub mod aer;
 pub mod config;
+pub mod intx;
 pub mod lifecycle;
 pub mod op;
 pub mod sbdf;

@@ -32,6 +32,8 @@ use core::fmt::{self, Display, Formatter};
 pub enum ResetFailure {
     /// The reset failed.
     Reset,
+    /// There is no way to reset it, and the administrator insists on one.
+    NoMethod,
     /// The saved configuration could not be written back.
     Restore,
     /// The function did not come to rest in time.
@@ -42,6 +44,7 @@ impl Display for ResetFailure {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ResetFailure::Reset => "the reset failed",
+            ResetFailure::NoMethod => "it has no way to be reset",
             ResetFailure::Restore => "the saved state could not be restored",
             ResetFailure::Timeout => "the function did not come to rest in time",
         })

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Legacy interrupts (INTx) that dom0 shares with a guest.
+//!
+//! The kernel crate requests interrupts for devices of its own drivers only; a passthrough driver
+//! wants one for a line that a guest serves.
+
+use crate::sys;
+use kernel::{
+    bindings,
+    error::to_result,
+    ffi,
+    prelude::*,
+    str::{CStrExt, CString},
+    sync::{Arc, ArcBorrow},
+};
+
+/// The number of a legacy interrupt that Xen delivers to this domain.
+///
+/// # Invariants
+///
+/// Xen's event code knows the interrupt as that of a GSI; it then does so for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineNumber(u32);
+
+impl LineNumber {
+    /// `None` when there is no such line: no pin, not connected, or not one of Xen's. Sleepable
+    /// context: looks through a list of the core's.
+    pub fn new(irq: u32) -> Option<Self> {
+        let number = i32::try_from(irq).ok()?;
+        // SAFETY: compares numbers.
+        if !crate::is_pv_domain() || !unsafe { sys::irq_is_connected(irq) } {
+            return None;
+        }
+        // On PV dom0 a legacy interrupt has the number of its GSI.
+        // SAFETY: a lookup in the core's table.
+        let known = unsafe { sys::xen_irq_from_gsi(irq) } == number;
+        // INVARIANT: found in the table.
+        known.then_some(Self(irq))
+    }
+
+    /// The guest's number (pirq) of this line. Atomic.
+    pub fn pirq(self) -> u32 {
+        // SAFETY: one of Xen's interrupts by the type invariant.
+        u32::try_from(unsafe { sys::xen_pirq_from_irq(self.0) }).unwrap_or(0)
+    }
+
+    /// Whether Xen delivers this line to a guest, too, or does not know. Atomic.
+    pub fn is_shared_with_guests(self) -> bool {
+        // CAST: fits by `new`.
+        // SAFETY: one of Xen's interrupts by the type invariant. The answer is 0 for a shared line.
+        unsafe { sys::xen_test_irq_shared(self.0 as ffi::c_int) == 0 }
+    }
+}
+
+/// Who hears of interrupts on a line.
+pub trait Handler: Send + Sync + 'static {
+    /// The line is active. Runs in hard interrupt context: atomic. Returns whether this one is
+    /// taken to be served.
+    fn on_interrupt(this: ArcBorrow<'_, Self>) -> bool;
+}
+
+/// A shared line with a handler on it.
+///
+/// # Invariants
+///
+/// `callback::<T>` is registered on `number` with `handler` as its cookie, which is an `Arc` turned into
+/// a pointer and owned by this value.
+pub struct Line<T: Handler> {
+    number: LineNumber,
+    handler: *const T,
+    /// What `/proc/interrupts` shows; the core keeps a pointer to it.
+    _name: CString,
+}
+
+// SAFETY: the pointer is an `Arc<T>` with `T: Send + Sync`; interrupts may be freed by any thread.
+unsafe impl<T: Handler> Send for Line<T> {}
+// SAFETY: as for `Send`.
+unsafe impl<T: Handler> Sync for Line<T> {}
+
+impl<T: Handler> Line<T> {
+    /// Puts the handler on a line.
+    ///
+    /// # Errors
+    ///
+    /// That of the core: another driver may have the line and not share it.
+    pub fn request(number: LineNumber, name: CString, handler: Arc<T>) -> Result<Self> {
+        let cookie = Arc::into_raw(handler);
+        // SAFETY: name and cookie stay valid until `drop` has taken the handler off.
+        let result = to_result(unsafe {
+            sys::request_shared_irq(
+                number.0,
+                Some(callback::<T>),
+                name.as_char_ptr(),
+                cookie.cast_mut().cast(),
+            )
+        });
+        if let Err(e) = result {
+            // SAFETY: made by `Arc::into_raw`, not taken by the core.
+            drop(unsafe { Arc::from_raw(cookie) });
+            return Err(e);
+        }
+        // INVARIANT: registered just now with this cookie.
+        Ok(Self {
+            number,
+            handler: cookie,
+            _name: name,
+        })
+    }
+}
+
+impl<T: Handler> Drop for Line<T> {
+    fn drop(&mut self) {
+        // SAFETY: registered with this cookie by the type invariant. Waits for a running handler.
+        unsafe { bindings::free_irq(self.number.0, self.handler.cast_mut().cast()) };
+        // SAFETY: owned by this value by the type invariant; the handler cannot run any more.
+        drop(unsafe { Arc::from_raw(self.handler) });
+    }
+}
+
+extern "C" fn callback<T: Handler>(
+    _irq: ffi::c_int,
+    cookie: *mut ffi::c_void,
+) -> bindings::irqreturn_t {
+    // SAFETY: the cookie is the `Arc<T>` of the line, which outlives the registration.
+    let handler = unsafe { ArcBorrow::from_raw(cookie.cast::<T>().cast_const()) };
+    if T::on_interrupt(handler) {
+        bindings::irqreturn_IRQ_HANDLED
+    } else {
+        bindings::irqreturn_IRQ_NONE
+    }
+}
