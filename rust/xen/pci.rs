@@ -369,14 +369,41 @@ impl Device {
 
     /// Moves to power state D0 to D3hot (0 to 3). Sleeps up to 10 ms and more.
     ///
+    /// Some functions forget their configuration on the way back from D3hot. The PCI core itself then
+    /// restores the BARs only, so all of it is saved before and restored after: decode, Device
+    /// Control, MSI and MSI-X (those by Xen).
+    ///
     /// # Errors
     ///
     /// That of the PCI core.
     pub fn set_power_state(&self, state: u8) -> Result {
+        const D3HOT: bindings::pci_power_t = 3;
+        let wanted = bindings::pci_power_t::from(state & 3);
+        // SAFETY: alive; changed under the caller's lock only.
+        let current = unsafe { (*self.0).current_state };
+        if wanted == D3HOT && current < D3HOT {
+            // SAFETY: alive.
+            to_result(unsafe { bindings::pci_save_state(self.0) })?;
+        }
         // SAFETY: alive.
-        to_result(unsafe {
-            bindings::pci_set_power_state(self.0, bindings::pci_power_t::from(state & 3))
-        })
+        to_result(unsafe { bindings::pci_set_power_state(self.0, wanted) })?;
+        // SAFETY: alive.
+        if current == D3HOT && wanted < D3HOT && unsafe { (*self.0).state_saved() } != 0 {
+            // SAFETY: alive, state saved.
+            unsafe { bindings::pci_restore_state(self.0) };
+        }
+        Ok(())
+    }
+
+    /// Lets the function ask for reads of at most `bytes` bytes. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when `bytes` is no power of two from 128 to 4096, or the host bridge cannot answer
+    /// reads of that size.
+    pub fn set_max_read_request(&self, bytes: u16) -> Result {
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pcie_set_readrq(self.0, i32::from(bytes)) })
     }
 
     /// Whether MSI, and whether MSI-X is on. Atomic.
@@ -467,6 +494,53 @@ impl Device {
     pub fn reset(&self) -> Result {
         // SAFETY: alive; lock held, promised by the caller.
         to_result(unsafe { bindings::__pci_reset_function_locked(self.0) })
+    }
+
+    /// Resets the function while a guest uses it, and writes its configuration back. Takes the device
+    /// lock if it is free; 100 ms to some seconds.
+    ///
+    /// As `pci_try_reset_function`, which would write two lines into the log for each reset that a
+    /// guest asks for. While the reset lasts, the function decodes nothing: that is so with every
+    /// reset, and with D3hot.
+    ///
+    /// MSI and MSI-X that are on stay on: the guest switched them by requests, and after a reset no
+    /// driver of a guest would switch them again. Their vectors are written back by Xen.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when it has no way to be reset, `EAGAIN` when the lock is taken, or that of the reset;
+    /// the configuration is as before in each case.
+    pub fn try_reset(&self) -> Result {
+        // SAFETY: alive; the list ends with 0, so an empty one begins with it.
+        if unsafe { (*self.0).reset_methods[0] } == 0 {
+            return Err(ENOTTY);
+        }
+        // SAFETY: alive.
+        if unsafe { bindings::pci_dev_trylock(self.0) } == 0 {
+            return Err(EAGAIN);
+        }
+        let result = self.reset_and_restore();
+        // SAFETY: alive, locked above.
+        unsafe { bindings::pci_dev_unlock(self.0) };
+        result
+    }
+
+    /// [`Self::try_reset`] behind the lock.
+    fn reset_and_restore(&self) -> Result {
+        self.set_power_state(0)?;
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_save_state(self.0) })?;
+        // No decode, no DMA, no interrupt while it is reset. A function that does not take the write
+        // is reset nevertheless.
+        let _ = self.write_config(
+            bindings::PCI_COMMAND as u16,
+            AccessWidth::Word,
+            bindings::PCI_COMMAND_INTX_DISABLE,
+        );
+        let result = self.reset();
+        // SAFETY: alive, state saved.
+        unsafe { bindings::pci_restore_state(self.0) };
+        result
     }
 
     /// Tells Xen that another domain will use the MSI-X table of this function, or no more.
