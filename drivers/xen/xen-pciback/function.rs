@@ -38,6 +38,7 @@ use kernel::{
     bindings, new_condvar, new_mutex,
     prelude::*,
     sync::{Arc, CondVar, Mutex},
+    time::{delay::fsleep, Delta},
 };
 use pciif::{
     access::ConfigAccess,
@@ -59,6 +60,11 @@ use xen::{
 const RELEASE_PATIENCE_MS: u32 = 30_000;
 /// How often it looks meanwhile whether it is still wanted.
 const RELEASE_LOOK_MS: u32 = 100;
+
+/// How often a reset that a guest asks for tries to get the device lock, and how long it pauses in
+/// between.
+const GUEST_RESET_TRIES: u32 = 5;
+const GUEST_RESET_PAUSE_MS: i64 = 20;
 
 /// What `config` protects.
 struct Config {
@@ -794,6 +800,24 @@ impl config::Function for Host<'_> {
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
         self.0
             .set_power_state(state)
+            .map_err(|e| OpStatus::from_errno(e.to_errno()))
+    }
+
+    fn reset(&mut self) -> Result<(), OpStatus> {
+        // Whoever takes the function away holds the device lock and waits for this request: so the
+        // lock is only tried, and not for long.
+        for _ in 0..GUEST_RESET_TRIES {
+            match self.0.try_reset() {
+                Err(EAGAIN) => fsleep(Delta::from_millis(GUEST_RESET_PAUSE_MS)),
+                result => return result.map_err(|e| OpStatus::from_errno(e.to_errno())),
+            }
+        }
+        Err(OpStatus::OpFailed)
+    }
+
+    fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus> {
+        self.0
+            .set_max_read_request(bytes)
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 }

@@ -72,8 +72,23 @@ pub trait Function {
     fn set_mwi(&mut self, on: bool) -> Result<(), OpStatus>;
     /// Lets the function raise its interrupt pin (`true`) or forbids it (`false`).
     fn set_intx(&mut self, on: bool);
-    /// Brings the function into power state D0 to D3hot (0 to 3).
+    /// Brings the function into power state D0 to D3hot (0 to 3). A function that forgets its
+    /// configuration on its way from D3hot to D0 has it again afterwards, decode included: nobody
+    /// else would restore it before the host's next access.
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus>;
+    /// Resets the function by a method that affects no other one, and writes its configuration back:
+    /// COMMAND, BARs, capabilities. Interrupts that were switched on by requests are on again.
+    ///
+    /// # Errors
+    ///
+    /// When it was not reset; its configuration is then as before.
+    fn reset(&mut self) -> Result<(), OpStatus>;
+    /// Lets the function ask for reads of at most `bytes` bytes, a power of two from 128 to 4096.
+    ///
+    /// # Errors
+    ///
+    /// When the host bridge cannot answer such reads; nothing has changed then.
+    fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus>;
 }
 
 /// What kind of window a BAR opens.

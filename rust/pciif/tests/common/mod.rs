@@ -19,6 +19,8 @@ pub enum Call {
     Mwi(bool),
     Intx(bool),
     PowerState(u8),
+    Reset,
+    ReadRequest(u16),
 }
 
 #[derive(Clone, Debug)]
@@ -235,6 +237,16 @@ impl Function for FakeFunction {
             let control = self.peek(0x44, 2);
             self.poke(0x44, 2, (control & !3) | u32::from(state));
         }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<(), OpStatus> {
+        self.calls.push(Call::Reset);
+        Ok(())
+    }
+
+    fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus> {
+        self.calls.push(Call::ReadRequest(bytes));
         Ok(())
     }
 }
