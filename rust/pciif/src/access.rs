@@ -81,12 +81,44 @@ impl ConfigAccess {
         })
     }
 
+    /// Number of the last 4-byte unit that any configuration space can have.
+    pub(crate) const LAST_DWORD: u16 = 0x3ff;
+
     /// A register of `width` at dword number `dword` plus `byte`, from our own tables: there the
     /// alignment is asserted at compile time.
-    pub(crate) const fn of_table(dword: u8, byte: u8, width: AccessWidth) -> Self {
+    pub(crate) const fn of_table(dword: u16, byte: u8, width: AccessWidth) -> Self {
         ConfigAccess {
-            offset: (dword as u16) * 4 + (byte & 3) as u16,
+            // Configuration space has 10 bits of dword numbers; the mask keeps the product inside.
+            offset: (dword & Self::LAST_DWORD) * 4 + (byte & 3) as u16,
             width,
+        }
+    }
+
+    /// The smallest access inside this one that covers `lanes`, bits of the 4-byte unit. A device
+    /// then sees no write to bytes that nobody meant.
+    pub(crate) const fn narrowed(self, lanes: u32) -> Self {
+        let mut access = self;
+        loop {
+            let half = match access.width {
+                AccessWidth::Byte => return access,
+                AccessWidth::Word => AccessWidth::Byte,
+                AccessWidth::Dword => AccessWidth::Word,
+            };
+            let low = ConfigAccess {
+                offset: access.offset,
+                width: half,
+            };
+            let high = ConfigAccess {
+                offset: access.offset | half.bytes() as u16,
+                width: half,
+            };
+            if high.lanes() & lanes == 0 {
+                access = low;
+            } else if low.lanes() & lanes == 0 {
+                access = high;
+            } else {
+                return access;
+            }
         }
     }
 
@@ -157,6 +189,27 @@ mod tests {
                 assert_eq!(access, Err(OpStatus::InvalidOffset));
             }
         }
+    }
+
+    #[test]
+    fn narrowed_access_is_the_smallest_that_covers_the_bits() {
+        let whole = ConfigAccess::new(0x40, 4, 256).unwrap();
+        for (lanes, offset, bytes) in [
+            (0x0000_0001, 0x40, 1),
+            (0x0000_8000, 0x41, 1),
+            (0x00ff_0000, 0x42, 1),
+            (0x8000_0000, 0x43, 1),
+            (0x0000_8001, 0x40, 2),
+            (0x8001_0000, 0x42, 2),
+            (0x0001_8000, 0x40, 4),
+            (0xffff_ffff, 0x40, 4),
+        ] {
+            let narrow = whole.narrowed(lanes);
+            assert_eq!((narrow.offset(), narrow.width().bytes()), (offset, bytes));
+        }
+        let word = ConfigAccess::new(0x42, 2, 256).unwrap();
+        assert_eq!(word.narrowed(0xff00_0000).offset(), 0x43);
+        assert_eq!(word.narrowed(0xffff_0000), word);
     }
 
     #[test]

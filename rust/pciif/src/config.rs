@@ -12,15 +12,28 @@
 //! | 1 | 0 | reads our value, changes nothing |
 //! | 1 | 1 | reads and writes our value |
 //!
+//! A third mask names the bits that are cleared by writing ones (RW1C, status registers): a write of
+//! their neighbours writes them as zeros, so that it clears nothing by accident.
+//!
 //! Registers whose write has a meaning beyond storing bits name an effect, which
 //! is carried out through [`Function`], the seam to the real device. What no row covers is readable
 //! and its writes are dropped, with success, unless the function is permissive; then they reach
-//! the device. A byte beside a row in the same access is dropped in either case.
+//! the device.
 //!
 //! ```text
 //!  access ─▶ dword number ─▶ rows of this dword ─▶ one device access for the bits that are
-//!            direct index     0 to 3, const tables  not virtual; virtual bits laid over
+//!            direct index     0 to 4, const tables  not virtual; virtual bits laid over
 //! ```
+//!
+//! | a write covers | the guest is permissive | otherwise |
+//! |---|---|---|
+//! | rows that bind (see `table`) | the rows decide; bytes beside them are dropped | the same |
+//! | other rows only | the device is written | the rows decide |
+//! | no row | the device is written | dropped |
+//! | bits of a quirk | as above | those bits are written |
+//!
+//! The owner of an engine holds the function's lock for every call, so nothing here is shared. Reads
+//! never sleep; whether a write may, [`VirtualConfigSpace::may_sleep`] says beforehand.
 //!
 //! Rules that this engine keeps and that a reader may look for:
 //!
@@ -30,6 +43,9 @@
 //!   [`VirtualConfigSpace::reset_for_assignment`] starts the shadow of COMMAND and all BAR sizing
 //!   states afresh. A fresh COMMAND reads with memory and I/O decode clear, because the function is
 //!   disabled then; so every guest enables it by itself.
+//! * A guest resets the function by the bits Initiate FLR of PCI Express or Advanced Features. They
+//!   never reach the device: the kernel resets it, by the method that it trusts for this device, and
+//!   writes the host's configuration back. The guest then sees COMMAND clear, BARs not sizing, D0.
 //! * Every offset is inside the configuration space of the function, and only [`OpStatus`] comes
 //!   out.
 
@@ -38,15 +54,19 @@ mod table;
 
 use crate::access::{AccessWidth, ConfigAccess};
 use crate::op::OpStatus;
+use crate::quirk::{Quirk, QuirkRefusal};
+use core::fmt::{self, Display, Formatter};
 use table::{
-    Dword, Effect, Row, BIST_START, COMMAND, COMMAND_DECODE, COMMAND_GUEST, COMMAND_INTX_DISABLE,
-    COMMAND_MASTER, COMMAND_MWI, MSIX_ENABLE, MSI_ENABLE, POWER_STATE, ROM_BAR, VPD_WRITE,
+    Dword, Effect, Row, AF_CAN_FLR, BIST_START, COMMAND, COMMAND_DECODE, COMMAND_GUEST,
+    COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MWI, EXPRESS_CAN_FLR, MSIX_ENABLE, MSI_ENABLE,
+    POWER_STATE, READ_REQUEST, ROM_BAR, VPD_WRITE,
 };
 
 /// The real function, as far as a guest can reach it. The backend implements it over a kernel PCI
 /// device, the tests over an array of bytes.
 ///
-/// All methods may sleep and may be called only while the caller holds the function.
+/// All methods may be called only while the caller holds the function. `config_size`, `read`, `write`,
+/// `ids`, `interrupt_line` and `set_max_read_request` never sleep; the others may.
 pub trait Function {
     /// Bytes of configuration space: usually 256 or 4096, some devices are quirked to others.
     fn config_size(&self) -> u16;
@@ -133,15 +153,18 @@ pub struct Flags {
 
 /// What became of a write that the policy did not refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a dropped write should be logged once per function"]
+#[must_use = "a dropped write should be counted, see `DeniedWrites`"]
 pub struct WriteOutcome {
-    /// The bits of the value, where no row covers them, that were dropped. Bits of read-only
-    /// registers that the table lists are not in here: ignoring those is ordinary.
+    /// The bits of the value that were dropped and that a quirk or permissive mode would let through:
+    /// all bits where no row covers them; where a row does, those that would have changed, and all of
+    /// a read-only register that would have.
+    /// Bits of registers that bind every guest are not in here, nor the read-only bits of a status
+    /// register: ignoring those is ordinary.
     pub dropped: u32,
 }
 
 impl WriteOutcome {
-    /// True when every byte of the access had a row or reached the device.
+    /// True when nothing of the access was dropped.
     pub const fn is_complete(self) -> bool {
         self.dropped == 0
     }
@@ -160,8 +183,29 @@ pub struct VirtualRange {
     pub why: &'static str,
 }
 
-/// Number of 4-byte units that can have rows: the conventional 256 bytes.
-const INDEXED: usize = 64;
+/// One register with a rule of its own, as the `quirks` file lists it (behaviour, section 2): its
+/// offset, its size in bytes and a mask, which is 0 for what is built in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// Byte offset in configuration space.
+    pub offset: u16,
+    /// Width of the register.
+    pub width: AccessWidth,
+    /// The bits that a quirk opens; 0 for a built-in field.
+    pub mask: u32,
+}
+
+impl Display for Field {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let (offset, bytes, mask) = (self.offset, self.width.bytes(), self.mask);
+        write!(f, "{offset:08x}:{bytes:x}:{mask:08x}")
+    }
+}
+
+/// Number of 4-byte units of configuration space.
+const INDEXED: usize = 1024;
+/// How many quirks a function can have.
+pub const MAX_QUIRKS: usize = 16;
 /// BARs 0 to 5 and the expansion ROM.
 const BARS: usize = 7;
 
@@ -256,12 +300,42 @@ const fn halves(number: u64) -> (u32, u32) {
     (number as u32, (number >> 32) as u32)
 }
 
-/// The engine: one per seized function, about 200 bytes, no heap.
+/// The bits of the guest's value that fall into one register.
+#[derive(Clone, Copy)]
+struct Written {
+    /// The whole register.
+    register: ConfigAccess,
+    /// Which of its bits the access covers.
+    touched: u32,
+    /// The guest's value there; no other bits.
+    value: u32,
+    /// Which of its bits a quirk opens.
+    quirk: u32,
+}
+
+impl Written {
+    /// The register as it would read if all of it could be written, from what it reads now.
+    const fn merged(&self, current: u32) -> u32 {
+        (current & !self.touched) | self.value
+    }
+
+    /// The guest starts a function level reset.
+    const fn starts(&self, reset: u32) -> bool {
+        self.value & reset != 0
+    }
+}
+
+/// The engine: one per seized function, no heap. Most of its 1.3 KB is the index, one byte per
+/// 4-byte unit.
 #[derive(Clone, Debug)]
 pub struct VirtualConfigSpace {
     /// Which rows each 4-byte unit has.
     dwords: [Dword; INDEXED],
+    /// How many of them lie inside configuration space.
+    inside: u16,
+    is_bridge: bool,
     bars: [Bar; BARS],
+    quirks: [Option<Quirk>; MAX_QUIRKS],
     /// COMMAND as it was when the function was seized.
     seized_command: u16,
     /// What the guest reads in the bits of COMMAND that are not the device's.
@@ -294,7 +368,10 @@ impl VirtualConfigSpace {
         let header = table::header(header_type).ok_or(OpStatus::NotImplemented)?;
         let mut space = VirtualConfigSpace {
             dwords: [Dword::Unlisted; INDEXED],
+            inside: function.config_size() / 4,
+            is_bridge: header_type & 0x7f == 1,
             bars: [Bar::default(); BARS],
+            quirks: [None; MAX_QUIRKS],
             seized_command: 0,
             command: 0,
             msi_control: None,
@@ -326,7 +403,8 @@ impl VirtualConfigSpace {
     }
 
     /// Forgets everything that a guest did: to be called for each new assignment, with the function
-    /// disabled.
+    /// disabled. Quirks are the administrator's and stay; whether they end with the assignment is
+    /// the caller's policy, see [`VirtualConfigSpace::clear_quirks`].
     pub fn reset_for_assignment(&mut self) {
         self.command = self.seized_command & !COMMAND_DECODE;
         for bar in &mut self.bars {
@@ -336,7 +414,10 @@ impl VirtualConfigSpace {
 
     /// Gives a free 4-byte unit its rows. The first claim counts: where capabilities of a broken
     /// device overlap, every byte still has exactly one policy. True when the claim counts.
-    fn claim(&mut self, number: u8, dword: Dword) -> bool {
+    fn claim(&mut self, number: u16, dword: Dword) -> bool {
+        if number >= self.inside {
+            return false;
+        }
         match self.dwords.get_mut(usize::from(number)) {
             Some(slot @ Dword::Unlisted) => {
                 *slot = dword;
@@ -346,13 +427,28 @@ impl VirtualConfigSpace {
         }
     }
 
-    /// The rows of the 4-byte unit that an access lies in; none where nothing is listed.
-    fn rows(&self, access: ConfigAccess) -> &'static [Row] {
+    /// Which rows a 4-byte unit has.
+    fn rows_of(&self, number: u16) -> Dword {
         self.dwords
-            .get(usize::from(access.dword()))
+            .get(usize::from(number))
             .copied()
             .unwrap_or(Dword::Unlisted)
-            .rows()
+    }
+
+    /// The rows of the 4-byte unit that an access lies in; none where nothing is listed.
+    fn rows(&self, access: ConfigAccess) -> &'static [Row] {
+        self.rows_of(access.dword()).rows()
+    }
+
+    /// Whether an access of this function may sleep. Reads never do. Writes do only if they can enable
+    /// or disable the function, change its power state or reset it.
+    pub fn may_sleep(&self, access: ConfigAccess, is_write: bool) -> bool {
+        let lanes = access.lanes();
+        is_write
+            && self
+                .rows(access)
+                .iter()
+                .any(|row| (row.effect.sleeping_bits() << row.shift()) & lanes != 0)
     }
 
     fn check<F: Function>(function: &F, access: ConfigAccess) -> Result<(), OpStatus> {
@@ -412,43 +508,152 @@ impl VirtualConfigSpace {
         Self::check(function, access)?;
         let lanes = access.lanes();
         let value = value & access.width().mask();
+        let rows = self.rows(access);
+        let is_bound = rows.iter().any(|row| row.binds && row.lanes() & lanes != 0);
+        if flags.permissive && !is_bound {
+            return self.write_unbound(function, access, value, flags);
+        }
+        let quirks = self.quirk_lanes(access);
         let mut covered = 0;
-        for row in self.rows(access) {
+        let mut dropped = 0;
+        for row in rows {
             if row.lanes() & lanes == 0 {
                 continue;
             }
             covered |= row.lanes();
-            if row.is_read_only() {
+            let into_row = |bits: u32| (bits & lanes & row.lanes()) >> row.shift();
+            let written = Written {
+                register: row.register(access),
+                touched: into_row(lanes),
+                value: into_row(value << access.shift()),
+                quirk: into_row(quirks),
+            };
+            if row.binds && row.is_read_only() {
                 continue;
             }
-            let register = row.register(access);
-            let current = if row.lanes() & !lanes == 0 {
-                // Every bit is written; what was there does not matter.
-                0
-            } else {
-                self.register_value(row, register, function)?
-            };
-            let merged = ((current << row.shift()) & !lanes) | ((value << access.shift()) & lanes);
-            let new = (merged & row.lanes()) >> row.shift();
-            self.write_register(row, register, new, flags, function)?;
+            let denied = self.write_register(row, written, flags, function)?;
+            if !row.binds {
+                dropped |= denied << row.shift();
+            }
         }
-        if covered != 0 {
-            return Ok(WriteOutcome {
-                dropped: (lanes & !covered) >> access.shift(),
-            });
+        let open = lanes & quirks & !covered;
+        if open != 0 {
+            write_quirk(access, value, open, function)?;
         }
-        if flags.permissive {
-            function.write(access, value)?;
-            return Ok(WriteOutcome { dropped: 0 });
-        }
+        dropped |= lanes & !covered & !open;
         Ok(WriteOutcome {
-            dropped: access.width().mask(),
+            dropped: dropped >> access.shift(),
         })
+    }
+
+    /// The write of a permissive guest where no row binds: the device's, but for resets.
+    fn write_unbound<F: Function>(
+        &mut self,
+        function: &mut F,
+        access: ConfigAccess,
+        mut value: u32,
+        flags: Flags,
+    ) -> Result<WriteOutcome, OpStatus> {
+        for row in self.rows(access) {
+            let bit = ((row.effect.reset_bit() << row.shift()) & access.lanes()) >> access.shift();
+            if value & bit == 0 {
+                continue;
+            }
+            if can_reset(row, row.register(access), function)? {
+                // The rest of the register would not survive it.
+                self.reset_function(flags, function)?;
+                return Ok(WriteOutcome { dropped: 0 });
+            }
+            value &= !bit;
+        }
+        function.write(access, value)?;
+        Ok(WriteOutcome { dropped: 0 })
+    }
+
+    /// Lets a guest write the bits of a quirk, in addition to what the table allows. A second quirk
+    /// for the same register takes the place of the first.
+    ///
+    /// # Errors
+    ///
+    /// A [`QuirkRefusal`], with nothing changed.
+    pub fn add_quirk(&mut self, quirk: Quirk) -> Result<(), QuirkRefusal> {
+        let config_size = self.inside.saturating_mul(4);
+        if quirk.end() > config_size {
+            return Err(QuirkRefusal::Outside { config_size });
+        }
+        let first = quirk.offset() / 4;
+        for number in [first, first.saturating_add(1)] {
+            let opened = quirk.lanes(number);
+            for row in self.rows_of(number).rows() {
+                // Of other rows, the virtual bits start resets.
+                let kept = if row.binds {
+                    row.width.mask()
+                } else {
+                    row.virt
+                };
+                if (kept << row.shift()) & opened != 0 {
+                    let offset = ConfigAccess::of_table(number, row.byte, row.width).offset();
+                    return Err(QuirkRefusal::Bound {
+                        offset,
+                        why: row.why,
+                    });
+                }
+            }
+        }
+        let same = |slot: &&mut Option<Quirk>| slot.is_some_and(|other| other.is_same_place(quirk));
+        let place = match self.quirks.iter_mut().find(same) {
+            Some(place) => place,
+            None => {
+                let mut free = self.quirks.iter_mut().filter(|slot| slot.is_none());
+                free.next().ok_or(QuirkRefusal::Full)?
+            }
+        };
+        *place = Some(quirk);
+        Ok(())
+    }
+
+    /// Takes all quirks away.
+    pub fn clear_quirks(&mut self) {
+        self.quirks = [None; MAX_QUIRKS];
+    }
+
+    /// The quirks, in the order in which they were added.
+    pub fn quirks(&self) -> impl Iterator<Item = Quirk> + '_ {
+        self.quirks.iter().copied().flatten()
+    }
+
+    /// The bits of the 4-byte unit of `access` that quirks open.
+    fn quirk_lanes(&self, access: ConfigAccess) -> u32 {
+        self.quirks()
+            .fold(0, |lanes, quirk| lanes | quirk.lanes(access.dword()))
+    }
+
+    /// Lists what the `quirks` file shows: every built-in register that differs from "readable, not
+    /// writable", by offset, and then the quirks. Registers of capabilities that a guest may
+    /// only read are as if they were not listed, so they are not in here.
+    pub fn fields(&self) -> impl Iterator<Item = Field> + '_ {
+        let built_in = (0u16..).zip(self.dwords).flat_map(|(number, dword)| {
+            let rows = dword
+                .rows()
+                .iter()
+                .filter(|row| row.binds || !row.is_read_only());
+            rows.map(move |row| Field {
+                offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
+                width: row.width,
+                mask: 0,
+            })
+        });
+        let added = self.quirks().map(|quirk| Field {
+            offset: quirk.offset(),
+            width: quirk.width(),
+            mask: quirk.mask(),
+        });
+        built_in.chain(added)
     }
 
     /// Lists every register of which a guest sees bits that are not the device's.
     pub fn virtualised_ranges(&self) -> impl Iterator<Item = VirtualRange> + '_ {
-        (0u8..).zip(self.dwords).flat_map(|(number, dword)| {
+        (0u16..).zip(self.dwords).flat_map(|(number, dword)| {
             let virtual_rows = dword.rows().iter().filter(|row| row.virt != 0);
             virtual_rows.map(move |row| VirtualRange {
                 offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
@@ -481,7 +686,9 @@ impl VirtualConfigSpace {
             | Effect::VpdAddress
             | Effect::PowerControl
             | Effect::MsiControl
-            | Effect::MsixControl => 0,
+            | Effect::MsixControl
+            | Effect::DeviceControl
+            | Effect::FeatureControl => 0,
         }
     }
 
@@ -499,42 +706,128 @@ impl VirtualConfigSpace {
         Ok((function.read(register)? & !row.virt) | virtual_value)
     }
 
-    /// Writes the whole register of a row with a value that is merged already.
+    /// Writes one register and tells which bits of the value were dropped.
     fn write_register<F: Function>(
         &mut self,
         row: &Row,
-        register: ConfigAccess,
-        new: u32,
+        written: Written,
         flags: Flags,
         function: &mut F,
-    ) -> Result<(), OpStatus> {
+    ) -> Result<u32, OpStatus> {
+        let register = written.register;
         match row.effect {
-            Effect::Plain => write_allowed(row, register, new, function),
+            Effect::Plain => return write_allowed(row, written, function),
+            Effect::DeviceControl => {
+                return self.write_device_control(row, written, flags, function);
+            }
+            Effect::FeatureControl => {
+                if written.starts(row.effect.reset_bit()) && can_reset(row, register, function)? {
+                    self.reset_function(flags, function)?;
+                }
+                // The other bits are reserved.
+                return Ok(0);
+            }
             // Read-only rows are stepped over before.
-            Effect::VendorId | Effect::DeviceId | Effect::InterruptLine => Ok(()),
+            Effect::VendorId | Effect::DeviceId | Effect::InterruptLine => return Ok(0),
+            _ => {}
+        }
+        let current = if written.touched == row.width.mask() {
+            // Every bit is written; what was there does not matter.
+            0
+        } else {
+            self.register_value(row, register, function)?
+        };
+        let new = written.merged(current);
+        match row.effect {
             // CAST: a 16-bit register.
-            Effect::Command => self.write_command(new as u16, flags, function),
-            Effect::Bist => write_bist(row, register, new, function),
-            Effect::Bar | Effect::Rom => self.write_bar(row, register, new, function),
-            Effect::VpdAddress if new & VPD_WRITE != 0 => Err(OpStatus::AccessDenied),
-            Effect::VpdAddress => function.write(register, new),
+            Effect::Command => self.write_command(new as u16, flags, function)?,
+            Effect::Bist => write_bist(row, register, new, function)?,
+            Effect::Bar | Effect::Rom => self.write_bar(row, register, new, function)?,
+            Effect::VpdAddress if new & VPD_WRITE != 0 => return Err(OpStatus::AccessDenied),
+            Effect::VpdAddress => function.write(register, new)?,
             Effect::PowerControl => {
-                write_allowed(row, register, new, function)?;
+                let _ = write_allowed(row, written, function)?;
                 // CAST: two bits.
                 let state = (new & POWER_STATE) as u8;
                 function
                     .set_power_state(state)
-                    .map_err(|_| OpStatus::AccessDenied)
+                    .map_err(|_| OpStatus::AccessDenied)?;
             }
             Effect::MsiControl => {
                 let other = self.msix_control.map(|control| (control, MSIX_ENABLE));
-                write_interrupt_control(row, register, new, MSI_ENABLE, other, flags, function)
+                write_interrupt_control(row, register, new, MSI_ENABLE, other, flags, function)?;
             }
             Effect::MsixControl => {
                 let other = self.msi_control.map(|control| (control, MSI_ENABLE));
-                write_interrupt_control(row, register, new, MSIX_ENABLE, other, flags, function)
+                write_interrupt_control(row, register, new, MSIX_ENABLE, other, flags, function)?;
+            }
+            // Returned above.
+            Effect::Plain
+            | Effect::DeviceControl
+            | Effect::FeatureControl
+            | Effect::VendorId
+            | Effect::DeviceId
+            | Effect::InterruptLine => {}
+        }
+        Ok(0)
+    }
+
+    /// PCI Express Device Control: a reset, or the bits that the table allows and the size of reads.
+    fn write_device_control<F: Function>(
+        &mut self,
+        row: &Row,
+        written: Written,
+        flags: Flags,
+        function: &mut F,
+    ) -> Result<u32, OpStatus> {
+        let register = written.register;
+        if written.starts(row.effect.reset_bit()) && can_reset(row, register, function)? {
+            // The rest of the register would not survive it.
+            self.reset_function(flags, function)?;
+            return Ok(0);
+        }
+        let mut dropped = write_allowed(row, written, function)?;
+        let wanted = dropped & READ_REQUEST;
+        if wanted != 0 {
+            // `dropped` has the bits that would change; the three lie in one byte.
+            let code = (written.value & READ_REQUEST) >> 12;
+            let is_set = match code {
+                0..=5 => function.set_max_read_request(128 << code).is_ok(),
+                _ => false,
+            };
+            if is_set {
+                dropped &= !READ_REQUEST;
             }
         }
+        Ok(dropped)
+    }
+
+    /// Resets the function for its guest, which then finds it as behind a function level reset.
+    fn reset_function<F: Function>(
+        &mut self,
+        flags: Flags,
+        function: &mut F,
+    ) -> Result<(), OpStatus> {
+        function.reset()?;
+        if function.is_enabled() {
+            function.disable();
+        }
+        if function.is_bus_master() {
+            function.set_bus_master(false);
+        }
+        if flags.allow_interrupt_control && self.command & COMMAND_INTX_DISABLE != 0 {
+            function.set_intx(true);
+        }
+        self.command = 0;
+        for bar in &mut self.bars {
+            bar.sizing = false;
+        }
+        // The rest of COMMAND that a guest sees of the device. Decode stays.
+        let real = function.read(COMMAND)?;
+        if real & COMMAND_GUEST != 0 {
+            function.write(COMMAND, real & !COMMAND_GUEST)?;
+        }
+        Ok(())
     }
 
     /// COMMAND (behaviour, section 6.3). The order matters: enabling the function can fail, and
@@ -599,22 +892,83 @@ impl VirtualConfigSpace {
     }
 }
 
-/// Writes the bits that the row allows, and only if one of them changes.
-fn write_allowed<F: Function>(
+/// Whether the function says that it can reset itself by the register of this row.
+fn can_reset<F: Function>(
     row: &Row,
     register: ConfigAccess,
-    new: u32,
+    function: &mut F,
+) -> Result<bool, OpStatus> {
+    let before = register.dword().saturating_sub(1);
+    match row.effect {
+        Effect::DeviceControl => {
+            let caps = ConfigAccess::of_table(before, 0, AccessWidth::Dword);
+            Ok(function.read(caps)? & EXPRESS_CAN_FLR != 0)
+        }
+        Effect::FeatureControl => {
+            let caps = ConfigAccess::of_table(before, 3, AccessWidth::Byte);
+            Ok(function.read(caps)? & AF_CAN_FLR == AF_CAN_FLR)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Writes the bits that the row and the quirks allow, and only if one of them changes or is to be
+/// cleared. Tells which bits would have changed and were dropped.
+fn write_allowed<F: Function>(
+    row: &Row,
+    written: Written,
+    function: &mut F,
+) -> Result<u32, OpStatus> {
+    let Written {
+        register,
+        touched,
+        value,
+        quirk,
+    } = written;
+    let allowed = (row.write | quirk) & touched;
+    if allowed == row.width.mask() {
+        return function.write(register, value).map(|()| 0);
+    }
+    let clear = row.clear & value & !allowed;
+    if row.clear != 0 && row.write | quirk == 0 {
+        // Nothing but status: zeros do nothing to the bits beside, and those are nobody's.
+        if clear != 0 {
+            function.write(register, clear)?;
+        }
+        return Ok(0);
+    }
+    let old = function.read(register)? & !row.virt;
+    let kept = old & !row.clear & !allowed;
+    let new = kept | (value & allowed) | clear;
+    if new != old & !row.clear {
+        function.write(register, new)?;
+    }
+    let denied = (value ^ old) & touched & !(allowed | row.clear | row.virt);
+    let is_closed = row.write | row.clear | quirk == 0;
+    // Of a register that is closed as a whole, single bits tell nothing.
+    Ok(if is_closed && denied != 0 {
+        touched
+    } else {
+        denied
+    })
+}
+
+/// Writes the bits `open` of the 4-byte unit, where there is no row.
+fn write_quirk<F: Function>(
+    access: ConfigAccess,
+    value: u32,
+    open: u32,
     function: &mut F,
 ) -> Result<(), OpStatus> {
-    if row.write == row.width.mask() {
-        return function.write(register, new);
+    let narrow = access.narrowed(open);
+    let lanes = value << access.shift();
+    let new = (lanes & open) >> narrow.shift();
+    let open = open >> narrow.shift();
+    if open == narrow.width().mask() {
+        return function.write(narrow, new);
     }
-    let old = function.read(register)?;
-    let merged = (old & !row.write) | (new & row.write);
-    if merged == old {
-        return Ok(());
-    }
-    function.write(register, merged)
+    let old = function.read(narrow)?;
+    function.write(narrow, (old & !open) | new)
 }
 
 /// BIST: a guest may start the self test, and write back what it read.

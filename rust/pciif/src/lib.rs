@@ -8,6 +8,7 @@
 //!
 //! ```text
 //!   text of hide=, new_slot, dev-N ──▶ slot, sbdf          who is meant
+//!   text of quirks ─────────────────▶ quirk ──▶ config     which bits are opened
 //!   words of the shared page ───────▶ wire ──▶ op          what is asked
 //!   guest address ──────────────────▶ topology             which function answers
 //!   offset and size ────────────────▶ access ──▶ config    what the guest sees and may change
@@ -40,6 +41,7 @@ pub mod config;
 pub mod intx;
 pub mod lifecycle;
 pub mod op;
+pub mod quirk;
 pub mod sbdf;
 pub mod slot;
 pub mod state;

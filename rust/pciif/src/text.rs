@@ -19,6 +19,8 @@ pub enum Part {
     Device,
     /// Function number: 0 to 7.
     Function,
+    /// Register, an offset in configuration space: 0 to fff.
+    Register,
 }
 
 impl Part {
@@ -29,6 +31,7 @@ impl Part {
             Part::Bus => 0xff,
             Part::Device => 0x1f,
             Part::Function => 7,
+            Part::Register => 0xfff,
         }
     }
 }
@@ -40,6 +43,7 @@ impl Display for Part {
             Part::Bus => "bus",
             Part::Device => "device",
             Part::Function => "function",
+            Part::Register => "register",
         };
         write!(f, "{name} 0 to {:x}", self.max())
     }
@@ -152,12 +156,18 @@ pub(crate) fn until_nul(text: &[u8]) -> &[u8] {
 pub(crate) struct Number {
     value: u32,
     position: usize,
+    /// It had more than 32 bits.
+    cut_off: bool,
 }
 
 impl Number {
     /// Zero, for a part that was left out at `position`.
     pub(crate) const fn left_out(position: usize) -> Self {
-        Number { value: 0, position }
+        Number {
+            value: 0,
+            position,
+            cut_off: false,
+        }
     }
 
     fn within(self, part: Part) -> Result<u32, TextError> {
@@ -169,6 +179,27 @@ impl Number {
                 part,
             })
         }
+    }
+
+    /// The number itself; one too large for 32 bits is the largest one.
+    pub(crate) const fn value(self) -> u32 {
+        self.value
+    }
+
+    /// True when it had more than 32 bits.
+    pub(crate) const fn is_cut_off(self) -> bool {
+        self.cut_off
+    }
+
+    /// Byte offset at which it starts.
+    pub(crate) const fn position(self) -> usize {
+        self.position
+    }
+
+    /// The number as a register.
+    pub(crate) fn register(self) -> Result<u16, TextError> {
+        // CAST: `within` bounds it by fff.
+        self.within(Part::Register).map(|value| value as u16)
     }
 
     /// The number as a segment.
@@ -276,11 +307,17 @@ impl<'a> Scanner<'a> {
         }
         self.skip_prefix();
         let mut value: u32 = 0;
+        let mut cut_off = false;
         while let Some(digit) = self.peek_digit() {
+            cut_off |= value > u32::MAX >> 4;
             value = value.saturating_mul(16).saturating_add(digit);
             self.advance();
         }
-        Ok(Number { value, position })
+        Ok(Number {
+            value,
+            position,
+            cut_off,
+        })
     }
 }
 

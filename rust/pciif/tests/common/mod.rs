@@ -26,6 +26,10 @@ pub enum Call {
 #[derive(Clone, Debug)]
 pub struct FakeFunction {
     pub bytes: Vec<u8>,
+    /// Bits that a write of one clears and a write of zero leaves alone.
+    pub write_clears: Vec<u8>,
+    /// Bits that no write changes.
+    pub wired: Vec<u8>,
     pub calls: Vec<Call>,
     pub reads: usize,
     pub enabled: bool,
@@ -37,6 +41,12 @@ pub struct FakeFunction {
     pub mwi_fails: bool,
     pub power_fails: bool,
     pub reads_fail: bool,
+    pub reset_fails: bool,
+    pub read_request_fails: bool,
+    /// Extended space is out of reach.
+    pub extended_fails: bool,
+    /// Where PCI Express Device Control is.
+    pub device_control: Option<usize>,
 }
 
 impl FakeFunction {
@@ -44,6 +54,8 @@ impl FakeFunction {
     pub fn blank(config_size: usize) -> Self {
         FakeFunction {
             bytes: vec![0; config_size],
+            write_clears: vec![0; config_size],
+            wired: vec![0; config_size],
             calls: Vec::new(),
             reads: 0,
             enabled: false,
@@ -54,6 +66,10 @@ impl FakeFunction {
             mwi_fails: false,
             power_fails: false,
             reads_fail: false,
+            reset_fails: false,
+            read_request_fails: false,
+            extended_fails: false,
+            device_control: None,
         }
     }
 
@@ -77,7 +93,110 @@ impl FakeFunction {
         fake.poke(0x54, 4, 0xfee0_0000);
         fake.poke(0x70, 4, 0x0009_e011);
         fake.poke(0xe0, 2, 0x0003);
+        // Error bits of STATUS, and PME status.
+        fake.mark_status(0x06, 2, 0xf900);
+        fake.write_clears[0x45] = 0x80;
         fake
+    }
+
+    /// The same device with PCI Express at 80, Advanced Features at c0, a vendor-specific capability
+    /// at d0, and extended space with one of everything.
+    pub fn express() -> Self {
+        let mut fake = FakeFunction::model();
+        fake.resize(4096);
+        // The list: 40, 50, 70, e0 as before, then 80, c0, d0.
+        fake.poke(0xe0, 2, 0x8003);
+        // Version 2, endpoint; it can reset itself.
+        fake.poke(0x80, 4, 0x0002_c010);
+        fake.poke(0x84, 4, 0x1000_8fc1);
+        // Relaxed ordering, no snoop, payload 256, reads 512; a correctable error.
+        fake.poke(0x88, 4, 0x0009_2830);
+        fake.mark_status(0x8a, 2, 0x000f);
+        fake.device_control = Some(0x88);
+        fake.poke(0x8c, 4, 0x0047_5c42);
+        fake.poke(0x90, 4, 0x1042_0040);
+        fake.poke(0xa4, 4, 0x0000_1011);
+        fake.poke(0xa8, 4, 0x0000_0005);
+        fake.poke(0xac, 4, 0x0000_000e);
+        fake.poke(0xc0, 4, 0x0306_d013);
+        fake.poke(0xd0, 4, 0x5a10_0009);
+        fake.poke(0xd4, 4, 0x1111_1111);
+        fake.poke(0xd8, 4, 0x2222_2222);
+        fake.poke(0xdc, 4, 0x3333_3333);
+
+        fake.extended(0x100, 0x0001, 0x148);
+        fake.poke(0x104, 4, 0x0010_4000);
+        fake.poke(0x108, 4, 0x0000_0000);
+        fake.poke(0x10c, 4, 0x0046_2030);
+        fake.poke(0x110, 4, 0x0000_2001);
+        fake.poke(0x114, 4, 0x0000_2000);
+        fake.poke(0x118, 4, 0x0000_00a0);
+        fake.mark_status(0x104, 4, 0x07ff_f030);
+        fake.mark_status(0x110, 4, 0x0000_f1c1);
+        let mut at = 0x148;
+        for (id, bytes) in Self::EXTENDED {
+            let next = if id == 0x0024 { 0 } else { at + bytes };
+            fake.extended(at, id, next);
+            match id {
+                // The length of vendor-specific capabilities, and one resizable BAR.
+                0x000b | 0x0023 => fake.poke(at + 4, 4, (bytes as u32) << 20 | 1),
+                0x0015 | 0x0024 => fake.poke(at + 8, 4, 0x0000_0820),
+                _ => fake.poke(at + 4, 4, 0x0101_0101),
+            }
+            at += bytes;
+        }
+        fake
+    }
+
+    /// Extended capabilities of [`FakeFunction::express`] behind AER, in this order: id and length.
+    pub const EXTENDED: [(u32, usize); 27] = [
+        (0x0004, 0x10),
+        (0x0002, 0x1c),
+        (0x0003, 0x0c),
+        (0x000d, 0x08),
+        (0x000e, 0x08),
+        (0x000f, 0x08),
+        (0x0010, 0x40),
+        (0x0012, 0x30),
+        (0x0013, 0x10),
+        (0x0016, 0x10),
+        (0x0017, 0x0c),
+        (0x0018, 0x08),
+        (0x0019, 0x0c),
+        (0x001b, 0x08),
+        (0x001d, 0x10),
+        (0x001e, 0x10),
+        (0x001f, 0x0c),
+        (0x0025, 0x0c),
+        (0x0026, 0x20),
+        (0x0027, 0x08),
+        (0x002e, 0x18),
+        (0x0030, 0x0c),
+        (0x7777, 0x08),
+        (0x000b, 0x14),
+        (0x0023, 0x18),
+        (0x0015, 0x0c),
+        (0x0024, 0x0c),
+    ];
+
+    fn extended(&mut self, at: usize, id: u32, next: usize) {
+        self.poke(at, 4, id | 0x1_0000 | (next as u32) << 20);
+    }
+
+    /// Gives it another size of configuration space.
+    pub fn resize(&mut self, config_size: usize) {
+        self.bytes.resize(config_size, 0);
+        self.write_clears.resize(config_size, 0);
+        self.wired.resize(config_size, 0);
+    }
+
+    /// A status register: these bits are cleared by ones, the others never change.
+    pub fn mark_status(&mut self, offset: usize, bytes: usize, bits: u32) {
+        for byte in 0..bytes {
+            let bits = (bits >> (8 * byte)) as u8;
+            self.write_clears[offset + byte] = bits;
+            self.wired[offset + byte] = !bits;
+        }
     }
 
     pub fn model_bars() -> [BarInfo; 6] {
@@ -151,7 +270,10 @@ impl Function for FakeFunction {
 
     fn read(&mut self, access: ConfigAccess) -> Result<u32, OpStatus> {
         self.reads += 1;
-        if self.reads_fail {
+        assert!(
+            usize::from(access.offset() + u16::from(access.width().bytes())) <= self.bytes.len()
+        );
+        if self.reads_fail || (self.extended_fails && access.offset() >= 0x100) {
             return Err(OpStatus::OpFailed);
         }
         let bytes = usize::from(access.width().bytes());
@@ -165,7 +287,14 @@ impl Function for FakeFunction {
             "value wider than its register"
         );
         let bytes = access.width().bytes();
-        self.poke(usize::from(access.offset()), usize::from(bytes), value);
+        for byte in 0..usize::from(bytes) {
+            let at = usize::from(access.offset()) + byte;
+            let new = (value >> (8 * byte)) as u8;
+            let (clears, wired) = (self.write_clears[at], self.wired[at]);
+            let old = self.bytes[at];
+            let stored = (old & wired) | (new & !wired);
+            self.bytes[at] = (stored & !clears) | (old & !new & clears);
+        }
         self.calls.push(Call::Write {
             offset: access.offset(),
             bytes,
@@ -240,13 +369,30 @@ impl Function for FakeFunction {
         Ok(())
     }
 
+    /// As the kernel does it: the configuration is as before, in power state D0.
     fn reset(&mut self) -> Result<(), OpStatus> {
+        if self.reset_fails {
+            return Err(OpStatus::OpFailed);
+        }
         self.calls.push(Call::Reset);
+        if self.peek(0x40, 1) == 1 {
+            let control = self.peek(0x44, 2);
+            self.poke(0x44, 2, control & !3);
+        }
         Ok(())
     }
 
     fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus> {
+        assert!(bytes.is_power_of_two() && (128..=4096).contains(&bytes));
+        if self.read_request_fails {
+            return Err(OpStatus::OpFailed);
+        }
         self.calls.push(Call::ReadRequest(bytes));
+        if let Some(offset) = self.device_control {
+            let code = bytes.trailing_zeros() - 7;
+            let control = self.peek(offset, 2);
+            self.poke(offset, 2, (control & !0x7000) | code << 12);
+        }
         Ok(())
     }
 }
