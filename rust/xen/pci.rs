@@ -525,8 +525,12 @@ impl Device {
         result
     }
 
-    /// [`Self::try_reset`] behind the lock.
-    fn reset_and_restore(&self) -> Result {
+    /// [`Self::try_reset`] with the device lock held.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::try_reset`], but for `EAGAIN`.
+    pub fn reset_and_restore(&self) -> Result {
         self.set_power_state(0)?;
         // SAFETY: alive.
         to_result(unsafe { bindings::pci_save_state(self.0) })?;
@@ -554,17 +558,6 @@ impl Device {
         }
         // SAFETY: alive, has the capability.
         to_result(unsafe { sys::physdev_msix(self.0, prepare) })
-    }
-
-    /// Resets the function as sysfs' `reset` does: its configuration is kept, MSI included. Takes the
-    /// locks of the function and of the bridge above itself, if they are free.
-    ///
-    /// # Errors
-    ///
-    /// `ENOTTY` when it has no way to be reset; `EAGAIN` when a lock is taken.
-    pub fn try_reset(&self) -> Result {
-        // SAFETY: alive.
-        to_result(unsafe { bindings::pci_try_reset_function(self.0) })
     }
 
     /// Resets everything on the function's slot or bus, keeping the configuration of each function.

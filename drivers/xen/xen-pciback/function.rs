@@ -454,9 +454,7 @@ impl Function {
             return Err(ENODEV);
         }
         if config.guest.is_some() {
-            let now = self.dev.save_state()?;
-            let result = self.dev.reset();
-            return self.dev.restore_state(&now).and(result);
+            return self.dev.reset_and_restore();
         }
         let result = self.dev.reset();
         let restored = self.dev.restore_state(&config.golden);

@@ -12,6 +12,7 @@
 //!   words of the shared page ───────▶ wire ──▶ op          what is asked
 //!   guest address ──────────────────▶ topology             which function answers
 //!   offset and size ────────────────▶ access ──▶ config    what the guest sees and may change
+//!   writes that were dropped ───────▶ denied               how often, and the quirk that opens them
 //!   xenbus states of both ends ─────▶ state                what to do next
 //!   seize, assign, release, unbind ─▶ lifecycle            who owns the function
 //!   enable, MSI, administrator ─────▶ intx                 who acknowledges a shared line
@@ -38,6 +39,7 @@ extern crate std;
 pub mod access;
 pub mod aer;
 pub mod config;
+pub mod denied;
 pub mod intx;
 pub mod lifecycle;
 pub mod op;
