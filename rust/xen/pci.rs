@@ -141,6 +141,12 @@ impl Device {
         unsafe { ((*self.0).vendor, (*self.0).device) }
     }
 
+    /// Subsystem vendor and device id. Atomic.
+    pub fn subsystem_ids(&self) -> (u16, u16) {
+        // SAFETY: alive; constant fields.
+        unsafe { ((*self.0).subsystem_vendor, (*self.0).subsystem_device) }
+    }
+
     /// The class code, 24 bits. Atomic.
     pub fn class(&self) -> u32 {
         // SAFETY: alive; a constant field.

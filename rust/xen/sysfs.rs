@@ -89,7 +89,7 @@ impl Raw {
     }
 }
 
-unsafe extern "C" fn show<A: Attribute>(
+extern "C" fn show<A: Attribute>(
     _file: *mut bindings::file,
     _object: *mut bindings::kobject,
     _attribute: *const bindings::bin_attribute,
@@ -111,7 +111,7 @@ unsafe extern "C" fn show<A: Attribute>(
     }
 }
 
-unsafe extern "C" fn store<A: Attribute>(
+extern "C" fn store<A: Attribute>(
     _file: *mut bindings::file,
     _object: *mut bindings::kobject,
     _attribute: *const bindings::bin_attribute,

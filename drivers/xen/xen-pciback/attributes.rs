@@ -12,6 +12,7 @@ use crate::{
 use kernel::{prelude::*, str::CStr, sync::Arc};
 use pciif::{
     lifecycle::Lifecycle,
+    quirk::parse_quirk,
     slot::{parse_slot, SlotPattern},
     text::Printable,
 };
@@ -26,6 +27,7 @@ static ALL: &[Raw] = &[
     Raw::of::<Slots>(),
     Raw::of::<IrqHandlers>(),
     Raw::of::<IrqHandlerState>(),
+    Raw::of::<Quirks>(),
     Raw::of::<Permissive>(),
     Raw::of::<AllowInterruptControl>(),
     Raw::of::<DoFlr>(),
@@ -142,6 +144,56 @@ impl Attribute for IrqHandlerState {
                 Show(function.address()),
                 e
             )
+        })
+    }
+}
+
+/// The registers of each function with a rule of their own; writing opens one more to its guest,
+/// until the assignment ends.
+struct Quirks;
+
+impl Attribute for Quirks {
+    const NAME: &'static CStr = c"quirks";
+    const MODE: u16 = 0o644;
+
+    fn show(window: &mut Window<'_>) -> Result {
+        for function in registry::functions(|_| true)?.iter().rev() {
+            let (address, dev) = (function.address(), function.device());
+            let ((vendor, device), (subvendor, subdevice)) = (dev.ids(), dev.subsystem_ids());
+            let mut fits = window.line(fmt!("{:02x}:{}", address.bus, Show(address.devfn)))
+                && window.line(fmt!(
+                    "\t{vendor:04x}:{device:04x}:{subvendor:04x}:{subdevice:04x}"
+                ));
+            if fits {
+                function.for_each_field(|field| {
+                    fits = window.line(fmt!("\t\t{}", Show(field)));
+                    fits
+                });
+            }
+            if !fits {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn store(text: &[u8]) -> Result {
+        let start = Show(Printable(text.get(..64).unwrap_or(text)));
+        let line = parse_quirk(text).map_err(|e| {
+            pr_err!("quirks: \"{}\": {}\n", start, Show(e));
+            if e.is_absent_function() {
+                ENODEV
+            } else {
+                EINVAL
+            }
+        })?;
+        let function = registry::find_function(line.address).ok_or_else(|| {
+            pr_err!("quirks: {} is not bound to pciback\n", Show(line.address));
+            ENODEV
+        })?;
+        function.add_quirk(line.quirk).map_err(|refusal| {
+            pr_err!("quirks: \"{}\": {}\n", start, Show(refusal));
+            EINVAL
         })
     }
 }

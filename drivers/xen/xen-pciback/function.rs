@@ -43,10 +43,12 @@ use kernel::{
 use pciif::{
     access::ConfigAccess,
     aer::{self, Step, Verdict},
-    config::{self, VirtualConfigSpace},
+    config::{self, Field, VirtualConfigSpace},
+    denied::{DeniedWrite, DeniedWrites, Noted},
     intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
     op::{OpStatus, Reply, Request},
+    quirk::{Quirk, QuirkRefusal},
     sbdf::Sbdf,
     wire::{MsixEntry, MAX_MSIX_VECTORS},
 };
@@ -76,6 +78,8 @@ struct Config {
     /// The guest's functions, while it is assigned.
     guest: Option<Arc<Exports>>,
     intx: Control,
+    /// Since the present guest has it.
+    denied: DeniedWrites,
 }
 
 /// What a guest may do beyond the policy; set by the administrator, ends with the assignment.
@@ -192,6 +196,7 @@ impl Function {
                     alive: true,
                     guest: None,
                     intx: Control::new(),
+                    denied: DeniedWrites::new(),
                 }),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
@@ -265,6 +270,29 @@ impl Function {
         }
     }
 
+    /// Opens a register to its guest, until the assignment ends.
+    ///
+    /// # Errors
+    ///
+    /// Why it stays closed.
+    pub(crate) fn add_quirk(&self, quirk: Quirk) -> Result<(), QuirkRefusal> {
+        self.config.lock().space.add_quirk(quirk)
+    }
+
+    /// Calls `each` for the registers with a rule of their own, until it says `false`.
+    pub(crate) fn for_each_field(&self, mut each: impl FnMut(Field) -> bool) {
+        let config = self.config.lock();
+        let _ = config.space.fields().all(&mut each);
+    }
+
+    /// Calls `each` for the registers to which writes of its guest were dropped; returns how many
+    /// further writes were dropped.
+    pub(crate) fn for_each_denied(&self, each: impl FnMut(&DeniedWrite)) -> u32 {
+        let config = self.config.lock();
+        config.denied.iter().for_each(each);
+        config.denied.others()
+    }
+
     /// Puts dom0's handler on the line, or takes it off.
     ///
     /// # Errors
@@ -320,6 +348,7 @@ impl Function {
             return Ok(Err(Refusal::Gone));
         }
         config.space.reset_for_assignment();
+        config.denied.clear();
         if let Err(e) = self.dev.set_owner(domid) {
             drop(config);
             let _ = self.apply(Event::Release);
@@ -393,6 +422,7 @@ impl Function {
         let mut config = self.config.lock();
         let dev = &self.dev;
         config.guest = None;
+        config.space.clear_quirks();
         for grant in [Grant::Permissive, Grant::InterruptControl] {
             self.flag(grant).store(false, Ordering::Relaxed);
         }
@@ -594,13 +624,21 @@ impl Function {
             (true, false) => self.intx(config, intx::Event::Disabled),
             _ => {}
         }
-        if !outcome.is_complete() && self.limit.allows() {
+        let noted = config.denied.note(access, outcome.dropped);
+        let said = matches!(noted, Some(Noted::First | Noted::MoreBits)) && self.limit.allows();
+        let entry = config
+            .denied
+            .iter()
+            .find(|e| (e.offset(), e.width()) == (access.offset(), access.width()))
+            .and_then(|entry| entry.quirk_line(self.address));
+        if let (true, Some(quirk)) = (said, entry) {
             dev_warn!(
                 self.dev.as_generic(),
-                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; permissive mode would allow it\n",
+                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks\n",
                 offset,
                 size,
-                value
+                value,
+                Show(quirk)
             );
         }
         Ok(0)

@@ -22,6 +22,7 @@
 
 mod attributes;
 mod backend;
+mod debug;
 mod exports;
 mod function;
 mod intx;
@@ -31,7 +32,10 @@ mod stub;
 
 use backend::Backend;
 use function::Function;
-use kernel::prelude::*;
+use kernel::{
+    debugfs::{Dir, File},
+    prelude::*,
+};
 use xen::{pci, work, xenbus};
 
 /// The kernel that this module was built for; see `xen::check_kernel_version`.
@@ -58,6 +62,9 @@ static QUEUE: work::Queue = work::Queue::closed();
 struct Module {
     #[pin]
     _backends: xenbus::Registration<Backend>,
+    #[pin]
+    _denied: File<()>,
+    _debug: Dir,
     _open: Open,
     #[pin]
     _stub: pci::Registration<Function>,
@@ -91,6 +98,8 @@ impl kernel::InPlaceModule for Module {
                     stub::open(HIDE.get(), &_stub)?;
                     open
                 },
+                _debug: Dir::new(c"xen-pciback"),
+                _denied <- debug::denied_writes(&_debug),
                 _backends <- xenbus::Registration::new(c"xen-pciback", c"xen_pciback", module),
                 _: {
                     let kind = if PASSTHROUGH.get() { "passthrough" } else { "vpci" };

@@ -22,6 +22,9 @@ pub const NIC: &str = "0000:00:05.0";
 /// A function without a driver, reset or interrupt.
 pub const TESTDEV: &str = "0000:00:06.0";
 
+/// Has INTx and MSI, and no way to be reset.
+pub const EDU: &str = "0000:00:0a.0";
+
 /// A machine's hardware and what its dom0 is told.
 pub struct Profile {
     /// For the log.
@@ -64,10 +67,42 @@ pub const STANDARD: Profile = Profile {
         "-device pcie-root-port,id=port4,addr=13.0,chassis=4,slot=4",
         "-device pcie-root-port,id=port5,addr=14.0,chassis=5,slot=5 -device pcie-pci-bridge,id=bridge5,bus=port5",
         "-device edu,bus=bridge5,addr=1.0 -device pci-testdev,bus=bridge5,addr=2.0",
+        // With BARs that are smaller than a page.
+        "-netdev user,id=net53 -device rtl8139,netdev=net53,bus=bridge5,addr=3.0,romfile=",
+        "-netdev user,id=net54 -device rtl8139,netdev=net54,bus=bridge5,addr=4.0,romfile=",
+        "-device pcie-root-port,id=port6,addr=15.0,chassis=6,slot=6 -device edu,bus=port6",
     ],
     disks: &[("disk7", 80), ("usb", 16), ("diske", 32), ("disk3", 16)],
     dom0: "",
 };
+
+/// A machine with functions by the hundred: 32 devices of 7 on one bus behind a bridge, and some with
+/// one function.
+pub const MANY: Profile = Profile {
+    name: "many",
+    devices: &["{many}"],
+    disks: &[],
+    dom0: "",
+};
+
+/// The devices of [`MANY`].
+fn many() -> String {
+    let mut text = String::from(
+        "-device pcie-root-port,id=p,addr=10.0,chassis=1,slot=1 -device pcie-pci-bridge,id=b,bus=p",
+    );
+    for slot in 1..32 {
+        for function in 0..7 {
+            text += &format!(
+                " -device edu,bus=b,addr={slot:x}.{function},multifunction={}",
+                if function == 0 { "on" } else { "off" }
+            );
+        }
+    }
+    for slot in 4..13 {
+        text += &format!(" -device edu,addr={slot:x}.0");
+    }
+    text
+}
 
 /// How a guest differs from the ordinary one.
 #[derive(Clone, Copy)]
@@ -358,7 +393,12 @@ fn devices(profile: &Profile, run: &Path) -> Result<Vec<String>> {
     Ok(profile
         .devices
         .iter()
-        .flat_map(|text| text.split_whitespace())
+        .map(|text| text.replace("{many}", &many()))
+        .flat_map(|text| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
         .map(|word| word.replace("{run}", run))
         .collect())
 }

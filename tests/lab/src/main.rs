@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use cases::{Case, Ends, Lab};
 use clap::{Parser, Subcommand};
 use image::{Images, Paths};
-use machine::{Machine, Options, Profile, STANDARD};
+use machine::{GuestOptions, Machine, Options, Profile, STANDARD};
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
 #[derive(Parser)]
@@ -59,6 +59,12 @@ enum Do {
     Demo,
     /// Leaves a person on dom0's console with the guest running.
     Shell,
+    /// Runs shell commands in dom0, one after the other, and prints what they say. `guest NAME
+    /// DEVICE...` starts a guest and `in NAME COMMAND` runs a command in it.
+    Exec {
+        /// The commands.
+        commands: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -103,6 +109,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         Do::Demo => demo(arguments, &images),
         Do::Shell => shell(arguments, &images),
+        Do::Exec { commands } => exec(arguments, &images, commands),
     }
 }
 
@@ -258,5 +265,33 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
     lab.nic_guest("guest")?;
     println!("\r\nThe guest \"guest\" has the NIC. Its messages: /var/log/xen/guest-guest.log. Ctrl-a x ends.\r\n");
     machine.wait()?;
+    Ok(true)
+}
+
+fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
+    let machine = boot(arguments, images, &STANDARD)?;
+    let mut guests = Vec::new();
+    for command in commands {
+        println!("# {command}");
+        let words: Vec<&str> = command.split_whitespace().collect();
+        match words.split_first() {
+            Some((&"guest", words)) => {
+                let (name, devices) = words.split_first().context("guest NAME DEVICE...")?;
+                let options = GuestOptions {
+                    front: &arguments.front,
+                    devices,
+                    ..GuestOptions::default()
+                };
+                guests.push(machine.guest(name, &options)?);
+            }
+            Some((&"in", words)) => {
+                let (name, words) = words.split_first().context("in NAME COMMAND")?;
+                let guest = guests.iter().find(|g| g.name == *name);
+                let guest = guest.with_context(|| format!("no guest {name}"))?;
+                println!("{}", guest.ask(&words.join(" "), 120)?.output.trim_end());
+            }
+            _ => println!("{}", machine.ask(command, 120)?.output.trim_end()),
+        }
+    }
     Ok(true)
 }

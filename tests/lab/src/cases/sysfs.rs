@@ -3,18 +3,18 @@
 //! Module parameters and the files in sysfs.
 
 use super::{Case, Ends, Lab, DRIVER};
-use crate::machine::{NIC, STANDARD, TESTDEV};
+use crate::machine::{EDU, NIC, STANDARD, TESTDEV};
 use anyhow::{ensure, Result};
 
 pub const CASES: &[Case] = &[
     Case {
-        name: "slots_follow_new_slot_and_remove_slot",
+        name: "check_08_10_slots_follow_new_slot_and_remove_slot",
         ends: Ends::Any,
         profile: &STANDARD,
         run: slots,
     },
     Case {
-        name: "bad_hide_item_is_named_and_the_others_are_honoured",
+        name: "check_04_bad_hide_item_is_named_and_the_others_are_honoured",
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: bad_hide,
@@ -26,10 +26,64 @@ pub const CASES: &[Case] = &[
         run: other_kernel,
     },
     Case {
-        name: "assignable_add_list_remove_gives_the_nic_back_to_dom0",
+        name: "check_20_assignable_add_list_remove_gives_the_nic_back_to_dom0",
         ends: Ends::Any,
         profile: &STANDARD,
         run: assignable,
+    },
+    Case {
+        name: "check_01_05_12_parameters_files_and_modes",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: files,
+    },
+    Case {
+        name: "check_02_wildcards_give_all_ids_and_no_list_is_cut",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: wildcards,
+    },
+    Case {
+        name: "check_06_a_listed_bridge_means_all_below_it",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: bridge,
+    },
+    Case {
+        name: "check_09_14_17_what_is_written_wrongly_gets_its_error_and_a_line",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: garbage,
+    },
+    Case {
+        name: "check_11_driver_override_binds_and_its_slot_ends_with_the_binding",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: driver_override,
+    },
+    Case {
+        name: "check_13_15_grants_are_listed_once_and_can_be_taken_back",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: grants,
+    },
+    Case {
+        name: "hide_names_the_driver_that_has_a_function_and_hide_force_takes_it",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: hide_force,
+    },
+    Case {
+        name: "neighbours_in_a_page_or_on_a_line_are_warned_of",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: neighbours,
+    },
+    Case {
+        name: "do_flr_resets_by_the_best_method_and_says_what_came_of_it",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: do_flr,
     },
 ];
 
@@ -163,5 +217,317 @@ fn assignable(lab: &Lab<'_>) -> Result<()> {
         .until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
     let ping = lab.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
+    Ok(())
+}
+
+fn files(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:0a.0)'")?;
+    let parameters =
+        lab.sh("cd /sys/module/xen_pciback/parameters && stat -c '%n %a' * && grep . *")?;
+    ensure!(
+        parameters
+            == "hide 444\nhide_force 444\npassthrough 444\npermissive 644\nrequire_reset 644\n\
+                hide:(00:05.0)(00:0a.0)\nhide_force:N\npassthrough:N\npermissive:N\nrequire_reset:N\n",
+        "{parameters}"
+    );
+    let modes = lab.sh(&format!(
+        "cd {DRIVER} && stat -c '%n %a' *_* slots quirks permissive status"
+    ))?;
+    ensure!(
+        modes
+            == "allow_interrupt_control 644\ndo_flr 200\nirq_handler_state 200\nirq_handlers 444\n\
+                new_slot 200\nremove_slot 200\nslots 444\nquirks 644\npermissive 644\nstatus 444\n",
+        "{modes}"
+    );
+    let read = |file: &str| lab.sh(&format!("cat {DRIVER}/{file}"));
+    ensure!(read("slots")? == "0000:00:05.0\n0000:00:0a.0\n");
+    // The one that was taken last comes first.
+    let handlers = read("irq_handlers")?;
+    ensure!(
+        handlers == "0000:00:0a.0:off:not acking:0\n0000:00:05.0:off:not acking:0\n",
+        "{handlers}"
+    );
+    let status = read("status")?;
+    ensure!(
+        status == "0000:00:0a.0 available reset=no-method\n0000:00:05.0 available reset=done\n",
+        "{status}"
+    );
+    let quirks = read("quirks")?;
+    for part in [
+        "00:0a.0\n\t1234:11e8:1af4:1100\n\t\t00000000:2:00000000\n",
+        "00:05.0\n\t8086:10d3:8086:0000\n\t\t00000000:2:00000000\n",
+        "\t\t00000010:4:00000000\n",
+    ] {
+        ensure!(quirks.contains(part), "{part:?} is not in: {quirks}");
+    }
+    Ok(())
+}
+
+fn wildcards(lab: &Lab<'_>) -> Result<()> {
+    // Buses that do not exist: only the lists are looked at.
+    lab.load(lab.back, "hide='(1c:1b.*)(1d:*.*)(001e:1e:*.*)'")?;
+    let count = |command: &str| -> Result<u32> { Ok(lab.sh(command)?.trim().parse()?) };
+    ensure!(
+        count(&format!("grep -c 0000:1c:1b {DRIVER}/slots"))? == 8,
+        "not 8"
+    );
+    // More than a page of them, each once, and read in pieces of any size.
+    for command in [
+        format!("sort -u {DRIVER}/slots | wc -l"),
+        format!("dd if={DRIVER}/slots bs=7 2>/dev/null | sort -u | wc -l"),
+        format!("dd if={DRIVER}/slots bs=64k 2>/dev/null | wc -l"),
+    ] {
+        ensure!(count(&command)? == 520, "{command}: {}", count(&command)?);
+    }
+    ensure!(lab.sh(&format!("tail -n 1 {DRIVER}/slots"))? == "001e:1e:1f.7\n");
+    Ok(())
+}
+
+fn bridge(lab: &Lab<'_>) -> Result<()> {
+    let below = lab.sh("cd /sys/bus/pci/devices/0000:00:14.0 && ls -d 0000:*/0000:* 0000:*")?;
+    ensure!(below.lines().count() == 5, "below the port: {below}");
+    lab.load(lab.back, "hide='(00:14.0)'")?;
+    ensure!(lab.sh(&format!("cat {DRIVER}/slots"))? == "0000:00:14.0\n");
+    for path in below.lines() {
+        let device = path.rsplit('/').next().unwrap_or(path);
+        lab.sh(&format!("test -e {DRIVER}/{device}"))?;
+    }
+    // The port itself has a driver already.
+    let line = lab.sh("dmesg | grep 'is listed in hide='")?;
+    ensure!(
+        line.lines().count() == 1 && line.contains("0000:00:14.0") && line.contains("pcieport"),
+        "{line}"
+    );
+    Ok(())
+}
+
+/// Writes text to one of the driver's files in one piece; the error's name if it is refused.
+fn write(lab: &Lab<'_>, file: &str, text: &str) -> Result<Option<String>> {
+    let answer = lab.machine.ask(
+        &format!("printf '%s' '{text}' | dd of={DRIVER}/{file} 2>&1"),
+        20,
+    )?;
+    let name = answer.output.rsplit(": ").next().unwrap_or_default();
+    Ok((answer.status != 0).then(|| name.trim().to_owned()))
+}
+
+fn garbage(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)'")?;
+    const INVALID: &str = "Invalid argument";
+    const NO_DEVICE: &str = "No such device";
+    const NO_ENTRY: &str = "No such file or directory";
+    let long = "7".repeat(4000);
+    for (file, text, error) in [
+        ("new_slot", "zz:00.0", INVALID),
+        ("new_slot", "100:00.0", INVALID),
+        ("new_slot", &long, INVALID),
+        ("remove_slot", "nonsense", INVALID),
+        ("remove_slot", "00:1f.7", NO_ENTRY),
+        ("irq_handler_state", "nonsense", INVALID),
+        ("irq_handler_state", "00:1f.7", NO_ENTRY),
+        ("irq_handler_state", "00:05.*", INVALID),
+        ("permissive", "00:1f.7", NO_DEVICE),
+        ("permissive", "-00:1f.7", NO_DEVICE),
+        ("permissive", "--00:05.0", INVALID),
+        ("allow_interrupt_control", "00:1f.7", NO_DEVICE),
+        ("allow_interrupt_control", "00:05", INVALID),
+        ("do_flr", "00:1f.7", NO_DEVICE),
+        ("do_flr", "x", INVALID),
+        ("quirks", "00:05.0-1000:1:ff", INVALID),
+        ("quirks", "00:05.0-e0:3:ff", INVALID),
+        ("quirks", "00:05.0-e0:1:1ff", INVALID),
+        ("quirks", "00:05.0-04:2:3", INVALID),
+        ("quirks", "00:1f.7-e0:1:ff", NO_DEVICE),
+        ("quirks", "00:05.0", INVALID),
+    ] {
+        let lines = "dmesg | grep -c 'xen_pciback: '";
+        let before: u32 = lab.machine.ask(lines, 20)?.output.trim().parse()?;
+        let result = write(lab, file, text)?;
+        ensure!(
+            result.as_deref() == Some(error),
+            "{text:.40?} to {file}: {result:?}, not {error}"
+        );
+        let after: u32 = lab.machine.ask(lines, 20)?.output.trim().parse()?;
+        let silent = file == "remove_slot" && error == NO_ENTRY;
+        ensure!(
+            after - before == u32::from(!silent),
+            "{text:.40?} to {file}: {} lines",
+            after - before
+        );
+    }
+    ensure!(lab.sh(&format!("cat {DRIVER}/slots"))? == "0000:00:05.0\n");
+    Ok(())
+}
+
+fn driver_override(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "")?;
+    let probe = format!("echo {TESTDEV} >/sys/bus/pci/drivers_probe");
+    let slots = || lab.sh(&format!("cat {DRIVER}/slots"));
+    // As libvirt does it, twice: what it gives back is not taken again.
+    for _ in 0..2 {
+        lab.sh(&format!(
+            "cd /sys/bus/pci/devices/{TESTDEV} && echo pciback >driver_override && {probe} && test -e {DRIVER}/{TESTDEV}"
+        ))?;
+        ensure!(slots()? == format!("{TESTDEV}\n"), "slots: {}", slots()?);
+        lab.sh(&format!(
+            "cd /sys/bus/pci/devices/{TESTDEV} && echo >driver_override && echo {TESTDEV} >driver/unbind && {probe}"
+        ))?;
+        ensure!(slots()?.is_empty(), "slots: {}", slots()?);
+        lab.sh(&format!("! test -e {DRIVER}/{TESTDEV}"))?;
+    }
+    Ok(())
+}
+
+fn grants(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:0a.0)'")?;
+    let read = |file: &str| lab.sh(&format!("cat {DRIVER}/{file}"));
+    for file in ["permissive", "allow_interrupt_control"] {
+        ensure!(read(file)?.is_empty(), "{file} lists something");
+        for text in [NIC, "00:05.0", EDU] {
+            ensure!(write(lab, file, text)?.is_none(), "{file} refuses {text}");
+        }
+        ensure!(read(file)? == format!("{EDU}\n{NIC}\n"), "{}", read(file)?);
+        ensure!(write(lab, file, "-00:05.0")?.is_none(), "{file} keeps it");
+        ensure!(read(file)? == format!("{EDU}\n"), "{}", read(file)?);
+    }
+    let warnings = lab.sh("dmesg | grep -c 'permissive mode is potentially unsafe'")?;
+    ensure!(
+        warnings.trim() == "2",
+        "{warnings} warnings for two functions"
+    );
+    lab.sh(&format!(
+        "printf {EDU} >{DRIVER}/unbind; printf {EDU} >{DRIVER}/bind"
+    ))?;
+    ensure!(read("permissive")?.is_empty(), "it outlived the binding");
+    Ok(())
+}
+
+fn hide_force(lab: &Lab<'_>) -> Result<()> {
+    lab.sh("modprobe e1000e && modprobe nvme && ip link set eth0 up && mkdir -p /tmp/disk")?;
+    lab.machine.until("test -b /dev/nvme0n1", 10)?;
+    // Which of the two disks is which.
+    let disk = "d=$(ls -d /sys/bus/pci/devices/0000:00:07.0/nvme/nvme*/nvme*n1); d=/dev/${d##*/}";
+    lab.sh(&format!("{disk}; mke2fs -q $d 2>/dev/null || mkfs.ext2 $d >/dev/null; modprobe ext4; mount -t ext2 $d /tmp/disk || mount -t ext4 $d /tmp/disk"))?;
+    let nic = "readlink /sys/class/net/eth0/device";
+    ensure!(lab.sh(nic)?.trim().ends_with(NIC), "eth0 is another one");
+    let hide = "hide='(00:05.0)(00:06.0)(00:07.0)'";
+    lab.load(lab.back, hide)?;
+    let lines = |text: &str| lab.machine.ask(&format!("dmesg | grep '{text}'"), 20);
+    let said = lines("is listed in hide=")?.output;
+    for part in [
+        "0000:00:05.0: is listed in hide=, but driver e1000e",
+        "0000:00:07.0: is listed in hide=, but driver nvme",
+    ] {
+        ensure!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    ensure!(said.lines().count() == 2, "{said}");
+    lab.sh(&format!(
+        "test -e {DRIVER}/{TESTDEV} && rmmod xen_pciback && dmesg -c >>/var/log/dmesg.all"
+    ))?;
+
+    lab.load(lab.back, &format!("{hide} hide_force=1"))?;
+    let said = lines("is listed in hide=")?.output;
+    for part in [
+        "stays with driver e1000e",
+        "interface eth0 is up",
+        "stays with driver nvme",
+        "is mounted or open",
+    ] {
+        ensure!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    lab.sh("ip link show eth0 >/dev/null && rmmod xen_pciback && dmesg -c >>/var/log/dmesg.all")?;
+
+    lab.sh("ip link set eth0 down && umount /tmp/disk")?;
+    lab.load(lab.back, &format!("{hide} hide_force=1"))?;
+    for device in [NIC, TESTDEV, "0000:00:07.0"] {
+        lab.sh(&format!("test -e {DRIVER}/{device}"))?;
+    }
+    let taken = lines("by hide_force")?.output;
+    ensure!(
+        taken.lines().count() == 2 && taken.contains("from driver e1000e"),
+        "{taken}"
+    );
+    Ok(())
+}
+
+fn neighbours(lab: &Lab<'_>) -> Result<()> {
+    // The firmware gives each BAR pages of its own; Linux, after a rescan, does not.
+    lab.sh(
+        "cd /sys/bus/pci/devices/0000:00:14.0/0000:*/ && for d in 0000:*:0[34].0; do echo 1 >$d/remove; done
+         echo 1 >/sys/bus/pci/rescan",
+    )?;
+    let pages = lab.sh(
+        "cd /sys/bus/pci/devices/0000:00:14.0/0000:*/ && for d in 0000:*:0[34].0; do
+           echo $d $(awk 'NR == 2 { print substr($1, 1, length($1) - 3) }' $d/resource); done",
+    )?;
+    let pages: Vec<Vec<&str>> = pages.lines().map(|l| l.split(' ').collect()).collect();
+    ensure!(
+        pages.len() == 2 && pages[0][1] == pages[1][1],
+        "the two share no page: {pages:?}"
+    );
+    // Slots 9 and d share a line.
+    lab.sh("modprobe 8139cp && dmesg -c >>/var/log/dmesg.all")?;
+    lab.load(lab.back, &format!("hide='({})(00:0d.0)'", pages[0][0]))?;
+    let said = lab.sh("dmesg | grep shares")?;
+    for part in [
+        format!("shares a page with {}", pages[1][0]),
+        "0000:00:0d.0: shares its interrupt line with 0000:00:09.0 (8139cp)".to_owned(),
+    ] {
+        ensure!(said.contains(&part), "{part:?} is not in: {said}");
+    }
+    Ok(())
+}
+
+fn do_flr(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:0c.0)(00:0c.1)'")?;
+    let status = |device: &str| {
+        lab.sh(&format!("grep ^{device} {DRIVER}/status"))
+            .map(|line| line.trim().to_owned())
+    };
+    ensure!(write(lab, "do_flr", NIC)?.is_none(), "do_flr refuses {NIC}");
+    ensure!(status(NIC)?.ends_with("reset=done"), "{}", status(NIC)?);
+    // A function of the root bus without a method of its own: its neighbours are not ours.
+    let usb = "0000:00:0c.0";
+    let result = write(lab, "do_flr", usb)?;
+    ensure!(
+        result.as_deref() == Some("Inappropriate ioctl for device"),
+        "{result:?}"
+    );
+    ensure!(
+        status(usb)?.ends_with("reset=no-method"),
+        "{}",
+        status(usb)?
+    );
+    // Two functions alone on a bus, both ours and free: the bus is reset for either.
+    let bus = lab.sh("cd /sys/bus/pci/devices/0000:00:14.0 && ls -d 0000:*/0000:*")?;
+    let below: Vec<&str> = bus.lines().filter_map(|p| p.rsplit('/').next()).collect();
+    for device in &below {
+        lab.sh(&format!(
+            "printf {device} >{DRIVER}/new_slot; printf {device} >{DRIVER}/bind"
+        ))?;
+    }
+    let config = |device: &str| lab.sh(&format!("lspci -xxx -s {device}"));
+    let before = config(below[0])?;
+    ensure!(
+        write(lab, "do_flr", below[0])?.is_none(),
+        "{} is not reset by its bus",
+        below[0]
+    );
+    ensure!(
+        config(below[0])? == before,
+        "another configuration after the reset"
+    );
+    ensure!(
+        status(below[0])?.ends_with("reset=done"),
+        "{}",
+        status(below[0])?
+    );
+    // With one of them in other hands it is not.
+    lab.sh(&format!("printf {} >{DRIVER}/unbind", below[1]))?;
+    let result = write(lab, "do_flr", below[0])?;
+    ensure!(
+        result.as_deref() == Some("Inappropriate ioctl for device"),
+        "{result:?}"
+    );
     Ok(())
 }

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `xen-pciback/denied_writes` in debugfs: the writes of guests that were dropped.
+//!
+//! *Owns* nothing but the file. *Callers*: readers, in sleepable context. *Lock*: each function's
+//! `config`, one after the other.
+
+use crate::registry;
+use kernel::{
+    debugfs::{Dir, File},
+    fmt,
+    prelude::*,
+};
+
+/// The file; removed when dropped.
+pub(crate) fn denied_writes(dir: &Dir) -> impl PinInit<File<()>> + '_ {
+    dir.read_callback_file(c"denied_writes", (), &show)
+}
+
+fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let functions = registry::functions(|_| true).map_err(|_| fmt::Error)?;
+    writeln!(
+        f,
+        "# function offset size bits count: what to write to quirks"
+    )?;
+    for function in &functions {
+        let address = function.address();
+        let mut result = Ok(());
+        let others = function.for_each_denied(|entry| {
+            result = result.and_then(|()| {
+                write!(
+                    f,
+                    "{} {:#x} {} {:#x} {}",
+                    address,
+                    entry.offset(),
+                    entry.width().bytes(),
+                    entry.bits(),
+                    entry.count()
+                )?;
+                match entry.quirk_line(address) {
+                    Some(line) => writeln!(f, ": {}", line),
+                    None => writeln!(f),
+                }
+            });
+        });
+        result?;
+        if others > 0 {
+            writeln!(f, "{} elsewhere {}", address, others)?;
+        }
+    }
+    Ok(())
+}
