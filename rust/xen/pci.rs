@@ -191,6 +191,20 @@ impl Device {
         (!bridge.is_null()).then(|| unsafe { Self::get(bridge) })
     }
 
+    /// Whether `each` holds for a bridge above it, the nearest first.
+    pub fn any_above(&self, mut each: impl FnMut(&Self) -> bool) -> bool {
+        let mut next = self.upstream();
+        // The depth of a PCI hierarchy is below the number of buses.
+        for _ in 0..256 {
+            match next {
+                Some(bridge) if each(&bridge) => return true,
+                Some(bridge) => next = bridge.upstream(),
+                None => return false,
+            }
+        }
+        false
+    }
+
     /// The legacy interrupt, 0 when there is none. Atomic.
     pub fn irq(&self) -> u32 {
         // SAFETY: alive; an aligned word.

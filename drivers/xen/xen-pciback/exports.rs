@@ -19,7 +19,7 @@ use pciif::{
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Topology, TopologyError},
 };
-use xen::{store, xenbus::DeviceRef};
+use xen::{pci, store, xenbus::DeviceRef};
 
 /// The most functions that one guest can have: 32 slots of 8 on the virtual bus.
 const CAPACITY: usize = 256;
@@ -115,7 +115,11 @@ impl Exports {
     pub(crate) fn roots(&self) -> Result<KVec<RootText>> {
         let table = self.table.lock();
         let mut all = KVec::new();
-        for root in table.roots() {
+        let is_exported = |dev: &pci::Device| {
+            let address = dev.address();
+            address.is_some_and(|address| table.find_host(address).is_some())
+        };
+        for root in table.roots(|entry| entry.handle().device().any_above(is_exported)) {
             all.push(root, GFP_KERNEL)?;
         }
         Ok(all)

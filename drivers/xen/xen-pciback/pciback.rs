@@ -99,7 +99,7 @@ impl kernel::InPlaceModule for Module {
                     open
                 },
                 _debug: Dir::new(c"xen-pciback"),
-                _denied <- debug::denied_writes(&_debug),
+                _denied <- debug::denied_writes(_debug),
                 _backends <- xenbus::Registration::new(c"xen-pciback", c"xen_pciback", module),
                 _: {
                     let kind = if PASSTHROUGH.get() { "passthrough" } else { "vpci" };

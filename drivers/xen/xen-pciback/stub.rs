@@ -73,16 +73,8 @@ fn free(pattern: &SlotPattern) {
 
 /// Whether the function or a bridge above it is listed: a listed bridge means all that is below it.
 fn is_listed(dev: &pci::Device) -> bool {
-    let mut dev = Some(dev.clone());
-    // The depth of a PCI hierarchy is below the number of buses.
-    for _ in 0..256 {
-        let Some(here) = dev else { return false };
-        if here.address().is_some_and(registry::has_slot) {
-            return true;
-        }
-        dev = here.upstream();
-    }
-    false
+    let listed = |dev: &pci::Device| dev.address().is_some_and(registry::has_slot);
+    listed(dev) || dev.any_above(listed)
 }
 
 impl pci::Driver for Function {

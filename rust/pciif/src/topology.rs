@@ -225,20 +225,22 @@ impl<H: Clone, const N: usize> Topology<H, N> {
     }
 
     /// The root buses to publish, each once: always 0000:00 on the virtual bus, else those that the
-    /// functions are on.
-    pub fn roots(&self) -> impl Iterator<Item = RootText> + '_ {
+    /// functions are on, unless the guest finds a function from above: `is_below` tells of one
+    /// whether a bridge above it is in the table, too.
+    pub fn roots<'a>(
+        &'a self,
+        is_below: impl Fn(&Entry<H>) -> bool + 'a,
+    ) -> impl Iterator<Item = RootText> + 'a {
         const VIRTUAL_ROOT: RootText = RootText { segment: 0, bus: 0 };
         let fixed = (self.mode == Mode::Vpci).then_some(VIRTUAL_ROOT);
+        let has_root = move |entry: &Entry<H>| self.mode == Mode::Passthrough && !is_below(entry);
         let passed = self
             .entries()
             .enumerate()
-            .filter(|(index, entry)| {
-                let root = entry.address.root();
-                self.mode == Mode::Passthrough
-                    && !self
-                        .entries()
-                        .take(*index)
-                        .any(|earlier| earlier.address.root() == root)
+            .filter(move |(index, entry)| {
+                let same = |earlier: &Entry<H>| earlier.address.root() == entry.address.root();
+                let mut before = self.entries().take(*index);
+                has_root(entry) && !before.any(|earlier| same(earlier) && has_root(earlier))
             })
             .map(|(_, entry)| entry.address.root());
         fixed.into_iter().chain(passed)
@@ -377,7 +379,12 @@ mod tests {
     #[test]
     fn virtual_bus_has_one_root_and_answers_on_it_only() {
         let mut table = Table::new(Mode::Vpci);
-        let roots = |table: &Table| table.roots().map(|r| r.to_string()).collect::<Vec<_>>();
+        let roots = |table: &Table| {
+            table
+                .roots(|_| false)
+                .map(|r| r.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(roots(&table), ["0000:00"]);
         add(&mut table, host(3, 0, 0));
         add(&mut table, host(4, 0, 0));
@@ -392,18 +399,41 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_behind_a_bridge_of_the_same_guest_needs_no_root() {
+        let mut table = Table::new(Mode::Passthrough);
+        let bridge = host(0, 5, 0);
+        table.assign(bridge, false, true, 1, None).unwrap();
+        add(&mut table, host(3, 0, 0));
+        add(&mut table, host(4, 0, 0));
+        add(&mut table, host(3, 1, 0));
+        let roots = |table: &Table| {
+            let behind = |entry: &Entry<u32>| {
+                entry.host().bus == 3 && table.find_host(host(0, 5, 0)).is_some()
+            };
+            let roots: Vec<_> = table.roots(behind).map(|root| root.to_string()).collect();
+            roots
+        };
+        assert_eq!(roots(&table), ["0000:00", "0000:04"]);
+        assert!(table.release(bridge).is_some());
+        assert_eq!(roots(&table), ["0000:03", "0000:04"]);
+    }
+
+    #[test]
     fn passthrough_keeps_addresses_and_lists_each_root_once() {
         let mut table = Table::new(Mode::Passthrough);
-        assert_eq!(table.roots().count(), 0);
+        assert_eq!(table.roots(|_| false).count(), 0);
         let segment_1 = Sbdf::new(1, 3, 0, 0).unwrap();
         for function in [host(3, 0, 0), host(4, 1, 0), host(3, 0, 1), segment_1] {
             assert_eq!(add(&mut table, function), function);
             assert!(table.find(function).is_some());
         }
-        let roots: Vec<_> = table.roots().map(|root| root.to_string()).collect();
+        let roots: Vec<_> = table
+            .roots(|_| false)
+            .map(|root| root.to_string())
+            .collect();
         assert_eq!(roots, ["0000:03", "0000:04", "0001:03"]);
         assert!(table.release(host(4, 1, 0)).is_some());
         assert!(table.release(host(4, 1, 0)).is_none());
-        assert_eq!(table.roots().count(), 2);
+        assert_eq!(table.roots(|_| false).count(), 2);
     }
 }

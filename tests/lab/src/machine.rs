@@ -61,7 +61,7 @@ pub const STANDARD: Profile = Profile {
         "-device pcie-root-port,id=port1,addr=10.0,chassis=1,slot=1",
         "-netdev user,id=net1 -device igb,netdev=net1,bus=port1,romfile=",
         "-device pcie-root-port,id=port2,addr=11.0,chassis=2,slot=2",
-        "-netdev user,id=net2 -device e1000e,netdev=net2,bus=port2,romfile=",
+        "-netdev user,id=net2 -device e1000e,id=nic2,netdev=net2,bus=port2,romfile=",
         "-device pcie-root-port,id=port3,addr=12.0,chassis=3,slot=3",
         "-drive if=none,id=disk3,file={run}/disk3,format=raw -device nvme,serial=three,drive=disk3,bus=port3",
         "-device pcie-root-port,id=port4,addr=13.0,chassis=4,slot=4",
@@ -377,6 +377,19 @@ impl Machine {
         Ok(())
     }
 
+    /// A command for QEMU's own monitor.
+    pub fn monitor(&self, command: &str) -> Result<String> {
+        let stream = UnixStream::connect(&self.qmp)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut qmp = qapi::Qmp::from_stream(&stream);
+        qmp.handshake()?;
+        let text = qmp.execute(&qapi::qmp::human_monitor_command {
+            command_line: command.to_owned(),
+            cpu_index: None,
+        })?;
+        Ok(text)
+    }
+
     /// Waits until QEMU ends by itself.
     pub fn wait(&mut self) -> Result<()> {
         self.qemu.wait()?;
@@ -479,7 +492,7 @@ impl Guest<'_> {
     }
 
     /// Its kernel's messages, for the case that looks for warnings.
-    fn keep_log(&self) {
+    pub fn keep_log(&self) {
         if let Ok(log) = self.ask("dmesg", 30) {
             let name = &self.name;
             let text = log.output.replace('\'', "");

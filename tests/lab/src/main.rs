@@ -51,6 +51,9 @@ enum Do {
         /// Guests in a row that have to connect.
         #[arg(long, env = "CONNECTS")]
         connects: Option<u32>,
+        /// Rounds of binding and unbinding.
+        #[arg(long, env = "CYCLES")]
+        cycles: Option<u32>,
         /// Reads of the four vCPU case.
         #[arg(long, env = "READS")]
         reads: Option<u32>,
@@ -101,11 +104,14 @@ fn run(arguments: &Arguments) -> Result<bool> {
             words,
             full,
             connects,
+            cycles,
             reads,
         } => {
+            let cycles = cycles.unwrap_or(if *full { 2_000 } else { 100 });
             let connects = connects.unwrap_or(if *full { 20 } else { 4 });
             let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
-            run_cases(arguments, &images, words, connects, reads)
+            let counts = (connects, cycles, reads);
+            run_cases(arguments, &images, words, counts)
         }
         Do::Demo => demo(arguments, &images),
         Do::Shell => shell(arguments, &images),
@@ -133,8 +139,7 @@ fn run_cases(
     arguments: &Arguments,
     images: &Images,
     words: &[String],
-    connects: u32,
-    reads: u32,
+    (connects, cycles, reads): (u32, u32, u32),
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
@@ -165,6 +170,7 @@ fn run_cases(
             front: &arguments.front,
             port,
             connects,
+            cycles,
             reads,
         };
         for case in chosen.iter().filter(|c| c.profile.name == profile.name) {
@@ -202,10 +208,10 @@ fn report(machine: &Machine) {
     println!(
         "    -- end of {}\n{}",
         machine.console.display(),
-        lines[lines.len().saturating_sub(12)..].join("\n")
+        lines[lines.len().saturating_sub(5)..].join("\n")
     );
     for (title, command) in [
-        ("dom0's last messages", "cat /var/log/dmesg.all 2>/dev/null | tail -n 25; dmesg | tail -n 25"),
+        ("dom0's last messages", "dmesg | tail -n 25"),
         ("guests", "xl list"),
         ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
         ("the last guest", "tail -n 20 $(ls -t /var/log/xen/guest-*.log | head -n 1)"),
@@ -225,6 +231,7 @@ fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
         front: &arguments.front,
         port: 0,
         connects: 0,
+        cycles: 0,
         reads: 0,
     };
     println!("\ndom0: the NIC is hidden by xen-pciback\n");
@@ -259,6 +266,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
         front: &arguments.front,
         port: 0,
         connects: 0,
+        cycles: 0,
         reads: 0,
     };
     lab.load_with_nic()?;

@@ -3,27 +3,63 @@
 //! From seizing a function to giving it back.
 
 use super::{start_nic, Case, Ends, Lab, DRIVER};
-use crate::machine::{NIC, STANDARD};
+use crate::machine::{GuestOptions, EDU, NIC, STANDARD, TESTDEV};
 use anyhow::{ensure, Context, Result};
 
 pub const CASES: &[Case] = &[
     Case {
-        name: "permissive_lets_a_guest_write_and_ends_with_the_assignment",
+        name: "check_66_permissive_lets_a_guest_write_and_ends_with_the_assignment",
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: permissive,
     },
     Case {
-        name: "guest_destroyed_during_traffic_next_guest_gets_the_nic",
+        name: "check_42_guest_destroyed_during_traffic_next_guest_gets_the_nic",
         ends: Ends::Any,
         profile: &STANDARD,
         run: destroyed,
     },
     Case {
-        name: "rmmod_is_refused_while_a_guest_has_a_device",
+        name: "check_23_rmmod_is_refused_while_a_guest_has_a_device",
         ends: Ends::Any,
         profile: &STANDARD,
         run: rmmod,
+    },
+    Case {
+        name: "check_19_20_30_bind_and_unbind_leave_a_function_as_it_was",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: bind_unbind,
+    },
+    Case {
+        name: "check_21_unbind_while_assigned_leaves_guest_and_dom0_alive",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: unbind_assigned,
+    },
+    Case {
+        name: "check_22_25_bind_and_unbind_cycles_leave_nothing_behind",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: cycles,
+    },
+    Case {
+        name: "check_26_virtual_functions_follow_their_physical_one",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: sriov,
+    },
+    Case {
+        name: "check_28_a_function_without_reset_is_handed_on_or_kept_by_policy",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: no_reset,
+    },
+    Case {
+        name: "slow_resets_do_not_hold_up_another_guest",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: slow_resets,
     },
 ];
 
@@ -63,7 +99,7 @@ fn permissive(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// dom0's view of the NIC says that nobody can use it: no DMA, no MSI-X.
-const NIC_IS_QUIET: &str = "[ $(( 0x$(setpci -s 00:05.0 04.w) & 4 )) = 0 ] && [ $(( 0x$(setpci -s 00:05.0 a2.w) & 0x8000 )) = 0 ]";
+pub(super) const NIC_IS_QUIET: &str = "[ $(( 0x$(setpci -s 00:05.0 04.w) & 4 )) = 0 ] && [ $(( 0x$(setpci -s 00:05.0 a2.w) & 0x8000 )) = 0 ]";
 
 fn destroyed(lab: &Lab<'_>) -> Result<()> {
     lab.load_with_nic()?;
@@ -102,5 +138,271 @@ fn rmmod(lab: &Lab<'_>) -> Result<()> {
     lab.machine.until("rmmod xen_pciback 2>/dev/null", 20)?;
     lab.sh(&format!("! test -e {DRIVER}"))?;
     lab.sh(NIC_IS_QUIET)?;
+    Ok(())
+}
+
+fn bind_unbind(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "")?;
+    let twin = "0000:00:0b.0";
+    let config = |device: &str| lab.sh(&format!("lspci -xxxx -s {device} | tail -n +2"));
+    for device in [NIC, EDU, twin, "0000:00:07.0", "0000:00:0c.2"] {
+        let before = config(device)?;
+        lab.sh(&format!(
+            "printf {device} >{DRIVER}/new_slot && printf {device} >{DRIVER}/bind && test -e {DRIVER}/{device}"
+        ))?;
+        let bound = config(device)?;
+        ensure!(
+            bound == before,
+            "{device} differs while it is bound:\n{before}{bound}"
+        );
+        let quirks = lab.sh(&format!("cat {DRIVER}/quirks"))?;
+        ensure!(quirks.contains(&device[5..]), "{device} is not in quirks");
+    }
+    // Two of a kind: one goes, the list of the other stays whole.
+    for device in [twin, NIC, EDU, "0000:00:07.0", "0000:00:0c.2"] {
+        let before = config(device)?;
+        lab.sh(&format!(
+            "printf {device} >{DRIVER}/unbind && cat {DRIVER}/quirks"
+        ))?;
+        ensure!(
+            config(device)? == before,
+            "{device} differs after it was given back"
+        );
+    }
+    ensure!(
+        lab.sh(&format!("cat {DRIVER}/quirks"))?.is_empty(),
+        "quirks is not empty"
+    );
+    // The disk's own driver finds it in order.
+    lab.sh("modprobe nvme")?;
+    lab.machine.until(
+        "ls /sys/bus/pci/devices/0000:00:07.0/nvme/nvme*/nvme*n1 >/dev/null",
+        10,
+    )?;
+    let sum = lab.sh("d=$(ls -d /sys/bus/pci/devices/0000:00:07.0/nvme/nvme*/nvme*n1); head -c 1048576 /dev/${d##*/} | sha256sum")?;
+    let expected = crate::files::contents(1 << 20);
+    ensure!(
+        sum.starts_with(&crate::files::sum(&expected)),
+        "the disk reads {sum}"
+    );
+    Ok(())
+}
+
+fn unbind_assigned(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let guest = lab.nic_guest("unbound")?;
+    start_nic(&guest)?;
+    let domid = lab.machine.xl("domid unbound")?.trim().to_owned();
+    lab.sh(&format!("printf {NIC} >{DRIVER}/unbind"))?;
+    let stars = lab.sh("dmesg | grep -F '******'")?;
+    ensure!(
+        stars.lines().count() == 4 && stars.lines().all(|l| l.contains(&format!("omain {domid}"))),
+        "{stars}"
+    );
+    let read = guest.sh("setpci -s 00:00.0 00.l; cat /proc/uptime >/dev/null && echo alive")?;
+    ensure!(read == "ffffffff\nalive\n", "the guest reads {read}");
+    lab.sh(NIC_IS_QUIET)?;
+    // Bound again it belongs to nobody, and the guest that lost it does not get at it.
+    lab.sh(&format!(
+        "printf {NIC} >{DRIVER}/bind && grep -q '^{NIC} available' {DRIVER}/status"
+    ))?;
+    let read = guest.sh("setpci -s 00:00.0 00.l")?;
+    ensure!(read == "ffffffff\n", "the guest reads {read}");
+    guest.destroy()?;
+    let guest = lab.nic_guest("next")?;
+    start_nic(&guest)?;
+    guest.destroy()
+}
+
+fn cycles(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    // One function with MSI-X and a reset, one with neither: warm-up, then the measured rounds.
+    let round = |count: u32| {
+        lab.machine.ask(
+            &format!(
+                "for d in {NIC} {EDU}; do printf $d >{DRIVER}/new_slot; done; printf {EDU} >{DRIVER}/bind
+                 i=0; while [ $i -lt {count} ]; do i=$((i + 1)); for d in {NIC} {EDU}; do
+                   printf $d >{DRIVER}/unbind && printf $d >{DRIVER}/bind || exit 1; done; done
+                 printf {EDU} >{DRIVER}/unbind"
+            ),
+            u64::from(count) / 2 + 120,
+        )
+    };
+    let objects = || -> Result<i64> {
+        let text = lab.sh("awk '/^kmalloc/ { n += $2 } END { print n }' /proc/slabinfo")?;
+        Ok(text.trim().parse()?)
+    };
+    ensure!(round(10)?.status == 0, "a bind or unbind failed");
+    let before = objects()?;
+    let answer = round(lab.cycles)?;
+    ensure!(
+        answer.status == 0,
+        "a bind or unbind failed: {}",
+        answer.output
+    );
+    let after = objects()?;
+    println!(
+        "    {} cycles of two functions: {before} kmalloc objects before, {after} after",
+        lab.cycles
+    );
+    // What leaks in each cycle would be one object in each at least.
+    let allowed = i64::from(lab.cycles.max(200)) / 4;
+    ensure!(after - before < allowed, "{} objects more", after - before);
+    let complaints = lab.machine.ask(
+        "dmesg | grep -iE 'MSI-X (preparation|release) failed|error'",
+        20,
+    )?;
+    ensure!(complaints.status == 1, "{}", complaints.output);
+    Ok(())
+}
+
+fn sriov(lab: &Lab<'_>) -> Result<()> {
+    const PF: &str = "/sys/bus/pci/devices/0000:01:00.0";
+    lab.sh(&format!("modprobe igb && echo 2 >{PF}/sriov_numvfs"))?;
+    let functions = lab.sh(&format!(
+        "for l in {PF}/virtfn*; do basename $(readlink $l); done"
+    ))?;
+    let functions: Vec<&str> = functions.lines().collect();
+    ensure!(functions.len() == 2, "{functions:?}");
+    lab.load(
+        lab.back,
+        &format!("hide='({})({})' hide_force=1", functions[0], functions[1]),
+    )?;
+    for device in &functions {
+        lab.sh(&format!("test -e {DRIVER}/{device}"))?;
+    }
+    let guest = lab.guest("vf", &[functions[0]])?;
+    guest.until("[ $(lspci | wc -l) = 1 ]", 20)?;
+    // Its own registers read as all ones, the kernel knows the ids.
+    let ids = guest.sh("lspci -n")?;
+    ensure!(ids.contains("8086:10ca"), "{ids}");
+    guest.sh("modprobe igbvf && test -e /sys/class/net/eth0 && ip link set eth0 up && grep -q pcifront-msi-x /proc/interrupts")?;
+
+    // The physical function's driver goes: the free one is let go, the other stays with its guest.
+    lab.sh(&format!("echo 0000:01:00.0 >{PF}/driver/unbind"))?;
+    lab.sh(&format!(
+        "! test -e {DRIVER}/{} && test -e {DRIVER}/{}",
+        functions[1], functions[0]
+    ))?;
+    let log = lab.sh("dmesg | grep 'physical function 0000:01:00.0 loses its driver'")?;
+    ensure!(log.contains(functions[0]), "{log}");
+    ensure!(
+        guest.sh("lspci -n")?.contains("8086:10ca"),
+        "the guest lost it"
+    );
+    guest.destroy()?;
+    lab.machine.until(
+        &format!("grep -q '^{} available' {DRIVER}/status", functions[0]),
+        30,
+    )?;
+    lab.sh("rmmod xen_pciback && echo 0000:01:00.0 >/sys/bus/pci/drivers/igb/bind")?;
+    lab.sh(&format!(
+        "echo 0 >{PF}/sriov_numvfs && [ $(cat {PF}/sriov_numvfs) = 0 ]"
+    ))?;
+    Ok(())
+}
+
+fn no_reset(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:06.0)'")?;
+    let status = || lab.sh(&format!("cat {DRIVER}/status"));
+    ensure!(
+        status()? == format!("{TESTDEV} available reset=no-method\n"),
+        "{}",
+        status()?
+    );
+    let front = |name: &str| {
+        lab.machine.guest(
+            name,
+            &GuestOptions {
+                front: "none",
+                devices: &[TESTDEV],
+                ..GuestOptions::default()
+            },
+        )
+    };
+    front("one")?.destroy()?;
+    lab.machine.until(
+        &format!("grep -q '^{TESTDEV} available reset=no-method' {DRIVER}/status"),
+        20,
+    )?;
+    let said = lab.sh("dmesg | grep -c '0000:00:06.0: has no way to be reset'")?;
+    ensure!(said.trim().parse::<u32>()? >= 2, "{said} lines");
+    lab.sh("echo 1 >/sys/module/xen_pciback/parameters/require_reset")?;
+    front("two")?.destroy()?;
+    lab.machine.until(
+        &format!("grep -q '^{TESTDEV} quarantined reset=no-method' {DRIVER}/status"),
+        20,
+    )?;
+    // The next one does not get it, and is told why.
+    let guest = front("three")?;
+    let log = lab.sh("dmesg | grep 'xen-pciback pci-' | tail -n 3")?;
+    ensure!(
+        log.contains("quarantined: it has no way to be reset"),
+        "{log}"
+    );
+    guest.destroy()?;
+    lab.sh(&format!(
+        "printf {TESTDEV} >{DRIVER}/unbind && printf {TESTDEV} >{DRIVER}/bind && grep -q available {DRIVER}/status"
+    ))?;
+    Ok(())
+}
+
+fn slow_resets(lab: &Lab<'_>) -> Result<()> {
+    // A reset of the bus behind a port takes its time: that of the link, and of the device.
+    let mut slow = Vec::new();
+    for port in ["00:10.0", "00:11.0", "00:12.0", "00:15.0"] {
+        let below = lab.below(port)?;
+        lab.sh(&format!(
+            "echo bus >/sys/bus/pci/devices/{}/reset_method",
+            below[0]
+        ))?;
+        slow.push(below[0].clone());
+    }
+    let slow: Vec<&str> = slow.iter().map(String::as_str).collect();
+    let hide: String = slow.iter().map(|d| format!("({d})")).collect();
+    lab.load(lab.back, &format!("hide='{hide}(00:05.0)'"))?;
+    let options = GuestOptions {
+        front: "none",
+        devices: &slow,
+        ..GuestOptions::default()
+    };
+    let victim = lab.machine.guest("victim", &options)?;
+    let other = lab.machine.guest(
+        "other",
+        &GuestOptions {
+            front: lab.front,
+            devices: &[NIC],
+            ..GuestOptions::default()
+        },
+    )?;
+    let back = super::xenbus::backend(lab, &other)?;
+    super::xenbus::connected(lab, &back)?;
+    // Everything from here happens in dom0 in one go: the domain dies, and while its functions are being
+    // reset the other guest's device is taken away and given again, which needs the thread that
+    // serves xenbus four times.
+    victim.keep_log();
+    let log = lab.machine.ask(
+        &format!(
+            "xl destroy victim
+             a=0; while ! grep -q releasing {DRIVER}/status && [ $a -lt 200 ]; do a=$((a + 1)); done
+             xenstore-write {back}/state-0 5 && xenstore-write {back}/state 7
+             until [ $(xenstore-read {back}/state) = 4 ] && grep -q '^{NIC} available' {DRIVER}/status; do :; done
+             echo released; cat {DRIVER}/status"
+        ),
+        60,
+    )?;
+    println!("    {}", log.output.trim().replace('\n', "; "));
+    ensure!(
+        log.status == 0 && log.output.contains("released"),
+        "{log:?}"
+    );
+    lab.machine.until(
+        &format!("[ $(grep -c 'available reset=done' {DRIVER}/status) = 5 ]"),
+        60,
+    )?;
+    other.destroy()?;
+    lab.sh(
+        "for d in /sys/bus/pci/devices/*/reset_method; do echo default >$d 2>/dev/null; done; true",
+    )?;
     Ok(())
 }

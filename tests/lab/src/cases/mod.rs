@@ -94,6 +94,8 @@ pub struct Lab<'a> {
     pub port: u16,
     /// Guests of the case that connects many.
     pub connects: u32,
+    /// Rounds of the case that binds and unbinds.
+    pub cycles: u32,
     /// Reads of the case that reads from four vCPUs.
     pub reads: u32,
 }
@@ -131,6 +133,14 @@ impl<'a> Lab<'a> {
             ..GuestOptions::default()
         };
         self.machine.guest(name, &options)
+    }
+
+    /// The functions below a bridge, at any depth, by address.
+    pub fn below(&self, bridge: &str) -> Result<Vec<String>> {
+        let found = self.sh(&format!(
+            "cd /sys/bus/pci/devices/0000:{bridge} && find . -name '????:??:??.?' | sed 's|.*/||' | sort"
+        ))?;
+        Ok(found.lines().map(str::to_owned).collect())
     }
 
     /// Ends what a case has left: guests, the backend, dom0's drivers.

@@ -231,7 +231,7 @@ fn files(lab: &Lab<'_>) -> Result<()> {
         "{parameters}"
     );
     let modes = lab.sh(&format!(
-        "cd {DRIVER} && stat -c '%n %a' *_* slots quirks permissive status"
+        "cd {DRIVER} && stat -c '%n %a' $(ls -d *_* | grep -v _id) slots quirks permissive status"
     ))?;
     ensure!(
         modes
@@ -284,12 +284,11 @@ fn wildcards(lab: &Lab<'_>) -> Result<()> {
 }
 
 fn bridge(lab: &Lab<'_>) -> Result<()> {
-    let below = lab.sh("cd /sys/bus/pci/devices/0000:00:14.0 && ls -d 0000:*/0000:* 0000:*")?;
-    ensure!(below.lines().count() == 5, "below the port: {below}");
+    let below = lab.below("00:14.0")?;
+    ensure!(below.len() == 5, "below the port: {below:?}");
     lab.load(lab.back, "hide='(00:14.0)'")?;
     ensure!(lab.sh(&format!("cat {DRIVER}/slots"))? == "0000:00:14.0\n");
-    for path in below.lines() {
-        let device = path.rsplit('/').next().unwrap_or(path);
+    for device in below {
         lab.sh(&format!("test -e {DRIVER}/{device}"))?;
     }
     // The port itself has a driver already.
@@ -307,7 +306,8 @@ fn write(lab: &Lab<'_>, file: &str, text: &str) -> Result<Option<String>> {
         &format!("printf '%s' '{text}' | dd of={DRIVER}/{file} 2>&1"),
         20,
     )?;
-    let name = answer.output.rsplit(": ").next().unwrap_or_default();
+    let line = answer.output.lines().next().unwrap_or_default();
+    let name = line.rsplit(": ").next().unwrap_or_default();
     Ok((answer.status != 0).then(|| name.trim().to_owned()))
 }
 
@@ -452,25 +452,36 @@ fn hide_force(lab: &Lab<'_>) -> Result<()> {
 
 fn neighbours(lab: &Lab<'_>) -> Result<()> {
     // The firmware gives each BAR pages of its own; Linux, after a rescan, does not.
-    lab.sh(
-        "cd /sys/bus/pci/devices/0000:00:14.0/0000:*/ && for d in 0000:*:0[34].0; do echo 1 >$d/remove; done
-         echo 1 >/sys/bus/pci/rescan",
-    )?;
-    let pages = lab.sh(
-        "cd /sys/bus/pci/devices/0000:00:14.0/0000:*/ && for d in 0000:*:0[34].0; do
-           echo $d $(awk 'NR == 2 { print substr($1, 1, length($1) - 3) }' $d/resource); done",
-    )?;
-    let pages: Vec<Vec<&str>> = pages.lines().map(|l| l.split(' ').collect()).collect();
+    let cards = lab.below("00:14.0")?;
+    let cards: Vec<&String> = cards
+        .iter()
+        .filter(|d| d.ends_with(":03.0") || d.ends_with(":04.0"))
+        .collect();
+    ensure!(cards.len() == 2, "{cards:?}");
+    for card in &cards {
+        lab.sh(&format!("echo 1 >/sys/bus/pci/devices/{card}/remove"))?;
+    }
+    lab.sh("echo 1 >/sys/bus/pci/rescan")?;
+    let page = |card: &str| {
+        lab.sh(&format!(
+            "awk 'NR == 2 {{ print substr($1, 1, length($1) - 3) }}' /sys/bus/pci/devices/{card}/resource"
+        ))
+    };
     ensure!(
-        pages.len() == 2 && pages[0][1] == pages[1][1],
-        "the two share no page: {pages:?}"
+        page(cards[0])? == page(cards[1])?,
+        "the two share no page: {} {}",
+        page(cards[0])?,
+        page(cards[1])?
     );
     // Slots 9 and d share a line.
     lab.sh("modprobe 8139cp && dmesg -c >>/var/log/dmesg.all")?;
-    lab.load(lab.back, &format!("hide='({})(00:0d.0)'", pages[0][0]))?;
+    lab.load(
+        lab.back,
+        &format!("hide='({})(00:0d.0)' hide_force=1", cards[0]),
+    )?;
     let said = lab.sh("dmesg | grep shares")?;
     for part in [
-        format!("shares a page with {}", pages[1][0]),
+        format!("shares a page with {}", cards[1]),
         "0000:00:0d.0: shares its interrupt line with 0000:00:09.0 (8139cp)".to_owned(),
     ] {
         ensure!(said.contains(&part), "{part:?} is not in: {said}");
@@ -499,8 +510,8 @@ fn do_flr(lab: &Lab<'_>) -> Result<()> {
         status(usb)?
     );
     // Two functions alone on a bus, both ours and free: the bus is reset for either.
-    let bus = lab.sh("cd /sys/bus/pci/devices/0000:00:14.0 && ls -d 0000:*/0000:*")?;
-    let below: Vec<&str> = bus.lines().filter_map(|p| p.rsplit('/').next()).collect();
+    let bus = lab.below("00:14.0")?;
+    let below: Vec<&String> = bus.iter().skip(1).collect();
     for device in &below {
         lab.sh(&format!(
             "printf {device} >{DRIVER}/new_slot; printf {device} >{DRIVER}/bind"

@@ -53,7 +53,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// The backend's directory of the only guest with a device.
-fn backend(lab: &Lab<'_>, guest: &Guest<'_>) -> Result<String> {
+pub(super) fn backend(lab: &Lab<'_>, guest: &Guest<'_>) -> Result<String> {
     let domid = lab.machine.xl(&format!("domid {}", guest.name))?;
     Ok(format!("/local/domain/0/backend/pci/{}/0", domid.trim()))
 }
@@ -309,8 +309,8 @@ fn bad_list(lab: &Lab<'_>) -> Result<()> {
 }
 
 fn passthrough(lab: &Lab<'_>) -> Result<()> {
-    let behind = lab.sh("cd /sys/bus/pci/devices/0000:00:11.0 && ls -d 0000:*")?;
-    let behind = behind.trim();
+    let behind = super::aer::nic(lab)?;
+    let behind = behind.as_str();
     lab.load(
         lab.back,
         &format!("hide='(00:05.0)({behind})(00:0a.0)' passthrough=1"),
