@@ -132,7 +132,7 @@ const READ_REQUEST: u32 = 0x7000;
 fn has(table: &[(usize, u32)], at: usize, bit: usize) -> bool {
     table
         .iter()
-        .any(|&(unit, bits)| at / 4 * 4 == unit && bits >> (8 * (at % 4) + bit) & 1 == 1)
+        .any(|&(unit, bits)| at / 4 * 4 == unit && (bits >> (8 * (at % 4) + bit)) & 1 == 1)
 }
 
 struct Model {
@@ -356,13 +356,13 @@ impl Model {
                 self.hw[at] &= !(1 << bit);
             }
         } else if !has(&WIRED, at, bit) {
-            self.hw[at] = self.hw[at] & !(1 << bit) | u8::from(one) << bit;
+            self.hw[at] = self.hw[at] & !(1 << bit) | (u8::from(one) << bit);
         }
     }
 
     /// A quirk must not touch fields or the reset bits.
     fn takes_quirk(offset: usize, size: usize, mask: u32) -> bool {
-        (0..size * 8).filter(|n| mask >> n & 1 == 1).all(|n| {
+        (0..size * 8).filter(|n| (mask >> n) & 1 == 1).all(|n| {
             let (at, bit) = (offset + n / 8, n % 8);
             Self::overlapping(at, 1).next().is_none() && !has(&RESETS, at, bit)
         })
@@ -370,7 +370,7 @@ impl Model {
 
     fn quirk_has(&self, at: usize, bit: usize) -> bool {
         self.quirks.iter().any(|&(offset, size, mask)| {
-            (offset..offset + size).contains(&at) && mask >> (8 * (at - offset) + bit) & 1 == 1
+            (offset..offset + size).contains(&at) && (mask >> (8 * (at - offset) + bit)) & 1 == 1
         })
     }
 
@@ -394,7 +394,7 @@ impl Model {
         let (offset, size) = (offset as usize, size as usize);
         let written = &value.to_le_bytes()[..size];
         let bits =
-            || (0..size * 8).map(|n| (offset + n / 8, n % 8, written[n / 8] >> (n % 8) & 1 == 1));
+            || (0..size * 8).map(|n| (offset + n / 8, n % 8, (written[n / 8] >> (n % 8)) & 1 == 1));
         let bound = Self::overlapping(offset, size).next().is_some();
         let resets = bits().any(|(at, bit, one)| one && has(&RESETS, at, bit));
 
@@ -429,15 +429,13 @@ impl Model {
                 self.write_bit(at, bit, one);
             }
         }
-        let high = bits()
-            .find(|&(at, bit, _)| (at, bit) == (0x89, 0))
-            .is_some();
+        let high = bits().any(|(at, bit, _)| (at, bit) == (0x89, 0));
         let code = written
             .get(0x89usize.wrapping_sub(offset))
-            .map_or(0, |byte| byte >> 4 & 7);
+            .map_or(0, |byte| (byte >> 4) & 7);
         if high && !resets && code <= 5 {
             let kept = self.get(0x88, 2) & !READ_REQUEST;
-            self.set(0x88, 2, kept | u32::from(code) << 12);
+            self.set(0x88, 2, kept | (u32::from(code) << 12));
         }
         err
     }

@@ -5,23 +5,11 @@
 
 mod common;
 
-use common::{io, memory, Call, FakeFunction};
+use common::{io, memory, Call, FakeFunction, Guest, INTERRUPTS, PERMISSIVE, PLAIN};
 use pciif::access::AccessWidth;
-use pciif::config::{BarInfo, Flags, VirtualConfigSpace, WriteOutcome};
+use pciif::config::{BarInfo, VirtualConfigSpace};
 use pciif::op::OpStatus;
 
-const PLAIN: Flags = Flags {
-    permissive: false,
-    allow_interrupt_control: false,
-};
-const PERMISSIVE: Flags = Flags {
-    permissive: true,
-    ..PLAIN
-};
-const INTERRUPTS: Flags = Flags {
-    allow_interrupt_control: true,
-    ..PLAIN
-};
 const NO_BARS: [BarInfo; 0] = [];
 const NO_ROM: BarInfo = BarInfo {
     start: 0,
@@ -33,50 +21,6 @@ const NO_ROM: BarInfo = BarInfo {
         enabled: false,
     },
 };
-
-/// A guest's function: the engine and what is behind it.
-struct Guest {
-    space: VirtualConfigSpace,
-    fake: FakeFunction,
-}
-
-impl Guest {
-    fn new() -> Self {
-        Self::of(FakeFunction::model())
-    }
-
-    fn of(mut fake: FakeFunction) -> Self {
-        let space = fake.model_space();
-        fake.calls.clear();
-        fake.reads = 0;
-        Guest { space, fake }
-    }
-
-    fn read(&mut self, offset: i32, size: i32) -> Result<u32, OpStatus> {
-        let access = self.fake.access(offset, size)?;
-        self.space.read(&mut self.fake, access)
-    }
-
-    fn try_write(
-        &mut self,
-        offset: i32,
-        size: i32,
-        value: u32,
-        flags: Flags,
-    ) -> Result<WriteOutcome, OpStatus> {
-        let access = self.fake.access(offset, size)?;
-        self.space.write(&mut self.fake, access, value, flags)
-    }
-
-    /// A write that has to be accepted; returns the bits that were dropped.
-    fn write(&mut self, offset: i32, size: i32, value: u32, flags: Flags) -> u32 {
-        self.try_write(offset, size, value, flags).unwrap().dropped
-    }
-
-    fn calls(&mut self) -> Vec<Call> {
-        std::mem::take(&mut self.fake.calls)
-    }
-}
 
 // ---- Ids, interrupt, read-only registers
 

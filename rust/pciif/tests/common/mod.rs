@@ -6,8 +6,21 @@
 #![allow(dead_code)]
 
 use pciif::access::ConfigAccess;
-use pciif::config::{BarFlags, BarInfo, Function, VirtualConfigSpace};
+use pciif::config::{BarFlags, BarInfo, Flags, Function, VirtualConfigSpace, WriteOutcome};
 use pciif::op::OpStatus;
+
+pub const PLAIN: Flags = Flags {
+    permissive: false,
+    allow_interrupt_control: false,
+};
+pub const PERMISSIVE: Flags = Flags {
+    permissive: true,
+    ..PLAIN
+};
+pub const INTERRUPTS: Flags = Flags {
+    allow_interrupt_control: true,
+    ..PLAIN
+};
 
 /// What the engine did to the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +152,7 @@ impl FakeFunction {
             fake.extended(at, id, next);
             match id {
                 // The length of vendor-specific capabilities, and one resizable BAR.
-                0x000b | 0x0023 => fake.poke(at + 4, 4, (bytes as u32) << 20 | 1),
+                0x000b | 0x0023 => fake.poke(at + 4, 4, ((bytes as u32) << 20) | 1),
                 0x0015 | 0x0024 => fake.poke(at + 8, 4, 0x0000_0820),
                 _ => fake.poke(at + 4, 4, 0x0101_0101),
             }
@@ -180,7 +193,7 @@ impl FakeFunction {
     ];
 
     fn extended(&mut self, at: usize, id: u32, next: usize) {
-        self.poke(at, 4, id | 0x1_0000 | (next as u32) << 20);
+        self.poke(at, 4, id | 0x1_0000 | ((next as u32) << 20));
     }
 
     /// Gives it another size of configuration space.
@@ -391,8 +404,52 @@ impl Function for FakeFunction {
         if let Some(offset) = self.device_control {
             let code = bytes.trailing_zeros() - 7;
             let control = self.peek(offset, 2);
-            self.poke(offset, 2, (control & !0x7000) | code << 12);
+            self.poke(offset, 2, (control & !0x7000) | (code << 12));
         }
         Ok(())
+    }
+}
+
+/// A guest's function: the engine and what is behind it.
+pub struct Guest {
+    pub space: VirtualConfigSpace,
+    pub fake: FakeFunction,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        Self::of(FakeFunction::model())
+    }
+
+    pub fn of(mut fake: FakeFunction) -> Self {
+        let space = fake.model_space();
+        fake.calls.clear();
+        fake.reads = 0;
+        Guest { space, fake }
+    }
+
+    pub fn read(&mut self, offset: i32, size: i32) -> Result<u32, OpStatus> {
+        let access = self.fake.access(offset, size)?;
+        self.space.read(&mut self.fake, access)
+    }
+
+    pub fn try_write(
+        &mut self,
+        offset: i32,
+        size: i32,
+        value: u32,
+        flags: Flags,
+    ) -> Result<WriteOutcome, OpStatus> {
+        let access = self.fake.access(offset, size)?;
+        self.space.write(&mut self.fake, access, value, flags)
+    }
+
+    /// A write that has to be accepted; returns the bits that were dropped.
+    pub fn write(&mut self, offset: i32, size: i32, value: u32, flags: Flags) -> u32 {
+        self.try_write(offset, size, value, flags).unwrap().dropped
+    }
+
+    pub fn calls(&mut self) -> Vec<Call> {
+        std::mem::take(&mut self.fake.calls)
     }
 }
