@@ -97,7 +97,9 @@ pub trait Function {
     /// else would restore it before the host's next access.
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus>;
     /// Resets the function by a method that affects no other one, and writes its configuration back:
-    /// COMMAND, BARs, capabilities. Interrupts that were switched on by requests are on again.
+    /// COMMAND, BARs, capabilities. MSI and MSI-X that were switched on by requests are on again, with
+    /// their vectors: no driver of a paravirtual guest asks for them a second time. What a guest
+    /// switched on through registers is off, as behind any reset.
     ///
     /// # Errors
     ///
@@ -573,6 +575,10 @@ impl VirtualConfigSpace {
     /// Lets a guest write the bits of a quirk, in addition to what the table allows. A second quirk
     /// for the same register takes the place of the first.
     ///
+    /// Where a mask has not all bits of a byte, the others of that byte are written back as they
+    /// read. Status bits that ones clear and that no row knows are then cleared, so a mask should
+    /// not share a byte with those.
+    ///
     /// # Errors
     ///
     /// A [`QuirkRefusal`], with nothing changed.
@@ -632,17 +638,19 @@ impl VirtualConfigSpace {
     /// writable", by offset, and then the quirks. Registers of capabilities that a guest may
     /// only read are as if they were not listed, so they are not in here.
     pub fn fields(&self) -> impl Iterator<Item = Field> + '_ {
-        let built_in = (0u16..).zip(self.dwords).flat_map(|(number, dword)| {
-            let rows = dword
-                .rows()
-                .iter()
-                .filter(|row| row.binds || !row.is_read_only());
-            rows.map(move |row| Field {
-                offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
-                width: row.width,
-                mask: 0,
-            })
-        });
+        let built_in = (0u16..)
+            .zip(self.dwords.iter())
+            .flat_map(|(number, dword)| {
+                let rows = dword
+                    .rows()
+                    .iter()
+                    .filter(|row| row.binds || !row.is_read_only());
+                rows.map(move |row| Field {
+                    offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
+                    width: row.width,
+                    mask: 0,
+                })
+            });
         let added = self.quirks().map(|quirk| Field {
             offset: quirk.offset(),
             width: quirk.width(),
@@ -653,15 +661,17 @@ impl VirtualConfigSpace {
 
     /// Lists every register of which a guest sees bits that are not the device's.
     pub fn virtualised_ranges(&self) -> impl Iterator<Item = VirtualRange> + '_ {
-        (0u16..).zip(self.dwords).flat_map(|(number, dword)| {
-            let virtual_rows = dword.rows().iter().filter(|row| row.virt != 0);
-            virtual_rows.map(move |row| VirtualRange {
-                offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
-                width: row.width,
-                bits: row.virt,
-                why: row.why,
+        (0u16..)
+            .zip(self.dwords.iter())
+            .flat_map(|(number, dword)| {
+                let virtual_rows = dword.rows().iter().filter(|row| row.virt != 0);
+                virtual_rows.map(move |row| VirtualRange {
+                    offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
+                    width: row.width,
+                    bits: row.virt,
+                    why: row.why,
+                })
             })
-        })
     }
 
     /// The BAR whose register lies in the same 4-byte unit as `access`.
