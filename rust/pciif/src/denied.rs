@@ -117,6 +117,12 @@ impl DeniedWrites {
         self.entries.iter().flatten()
     }
 
+    /// What is known of one register at one width.
+    pub fn get(&self, access: ConfigAccess) -> Option<&DeniedWrite> {
+        self.iter()
+            .find(|entry| (entry.offset, entry.width) == (access.offset(), access.width()))
+    }
+
     /// How many dropped writes found the table full.
     pub const fn others(&self) -> u32 {
         self.others
@@ -179,6 +185,12 @@ mod tests {
         let address = Sbdf::new(0, 3, 0, 1).unwrap();
         let line = entry.quirk_line(address).unwrap();
         assert_eq!(line.to_string(), "03:00.1-e0:2:ff");
+        assert_eq!(denied.get(access(0xe0, 2)), Some(entry));
+        assert_eq!(denied.get(access(0xe0, 4)), None);
+        let single = QuirkLine::for_dropped(address, access(0xe0, 2), 0x00ff);
+        assert_eq!(single, Some(line));
+        let nothing = QuirkLine::for_dropped(address, access(0xe0, 2), 0);
+        assert_eq!(nothing, None);
         let parsed = crate::quirk::parse_quirk(line.to_string().as_bytes()).unwrap();
         assert_eq!(parsed, line);
         let far = entry.quirk_line(Sbdf::new(2, 3, 0, 1).unwrap()).unwrap();

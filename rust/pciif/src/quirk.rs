@@ -11,7 +11,7 @@
 //! fff, size 1, 2 or 4. The mask names the bits that become writable in the device; the others of
 //! the register stay as they were. A register need not be aligned to its size.
 
-use crate::access::AccessWidth;
+use crate::access::{AccessWidth, ConfigAccess};
 use crate::sbdf::{Devfn, Sbdf};
 use crate::text::{until_nul, Expected, Number, Part, Scanner, TextError};
 use core::fmt::{self, Display, Formatter};
@@ -186,6 +186,17 @@ pub struct QuirkLine {
     pub address: Sbdf,
     /// What is opened.
     pub quirk: Quirk,
+}
+
+impl QuirkLine {
+    /// The line that lets through what a write has lost: `bits` as
+    /// [`crate::config::WriteOutcome::dropped`] has them. `None` when nothing was lost.
+    pub const fn for_dropped(address: Sbdf, access: ConfigAccess, bits: u32) -> Option<Self> {
+        match Quirk::new(access.offset(), access.width(), bits) {
+            Some(quirk) => Some(QuirkLine { address, quirk }),
+            None => None,
+        }
+    }
 }
 
 impl Display for QuirkLine {

@@ -245,6 +245,20 @@ fn check_63_seizing_keeps_the_wake_up_event_and_stops_more() {
 }
 
 #[test]
+fn check_63_address_lost_in_d3hot_is_restored_by_writing_it_back() {
+    let mut guest = express();
+    guest.write(0x44, 2, 0x0003, PLAIN);
+    assert_eq!(guest.read(0x44, 2).unwrap() & 3, 3);
+    guest.fake.poke(0x10, 4, 0x0000_0004);
+    guest.write(0x44, 2, 0x0000, PLAIN);
+    assert_eq!(guest.read(0x44, 2).unwrap() & 3, 0);
+    // The guest sees its address all the time, and its save and restore writes it.
+    assert_eq!(guest.read(0x10, 4), Ok(0xf7d0_0004));
+    guest.write(0x10, 4, 0xf7d0_0004, PLAIN);
+    assert_eq!(real(&guest, 0x10, 4), 0xf7d0_0004);
+}
+
+#[test]
 fn error_policy_is_the_hosts() {
     let mut guest = express();
     for offset in [0x108, 0x10c, 0x114, 0x118, 0x11c, 0x128] {
@@ -429,6 +443,19 @@ fn reset_bit_goes_to_the_kernel_and_never_to_the_device() {
             assert_eq!(guest.read(FEATURE_CONTROL, 1).unwrap() & 1, 0);
         }
     }
+}
+
+#[test]
+fn reset_bit_that_a_device_shows_is_not_written_back() {
+    let mut guest = express();
+    guest.fake.poke(0x88, 2, 0xa830);
+    guest.write(DEVICE_CONTROL, 2, 0x2820, PLAIN);
+    let write = Call::Write {
+        offset: 0x88,
+        bytes: 2,
+        value: 0x2820,
+    };
+    assert_eq!(guest.calls(), [write]);
 }
 
 #[test]

@@ -17,8 +17,13 @@
 //! Which registers are safe is decided by one question: can the bit reach further than the
 //! function's own transactions? Ordering hints, sizes of its own reads and its own time-outs do
 //! not. Error reporting, payload size, tags and the link involve ports above; SR-IOV, resizable
-//! BARs and ACS hand out resources and isolation. PCI-SIG's registers are named as in the PCI
-//! Express base specification.
+//! BARs and ACS hand out resources and isolation. Registers are named as in the PCI Express base
+//! specification.
+//!
+//! Vendor-specific registers cannot be judged bit by bit. Those of the conventional capability (09) are
+//! written, as vfio lets its unprivileged users do: they are what the device's own driver works
+//! with. Those in extended space (VSEC, DVSEC) are not: error injection, link tests and CXL switches
+//! are found there. A quirk opens what a driver needs of them.
 
 use crate::access::{AccessWidth, ConfigAccess};
 use AccessWidth::{Byte, Dword as Long, Word};
