@@ -733,9 +733,9 @@ impl VirtualConfigSpace {
             Effect::FeatureControl => {
                 if written.starts(row.effect.reset_bit()) && can_reset(row, register, function)? {
                     self.reset_function(flags, function)?;
+                    return Ok(0);
                 }
-                // The other bits are reserved.
-                return Ok(0);
+                return write_allowed(row, written, function);
             }
             // Read-only rows are stepped over before.
             Effect::VendorId | Effect::DeviceId | Effect::InterruptLine => return Ok(0),
@@ -957,7 +957,7 @@ fn write_allowed<F: Function>(
     let is_closed = row.write | row.clear | quirk == 0;
     // Of a register that is closed as a whole, single bits tell nothing.
     Ok(if is_closed && denied != 0 {
-        touched
+        touched & !row.virt
     } else {
         denied
     })

@@ -863,6 +863,25 @@ fn quirk_opens_a_read_only_register_of_a_capability() {
 }
 
 #[test]
+fn quirk_opens_bits_beside_a_reset_bit() {
+    let mut guest = express();
+    for (offset, width, mask) in [
+        (0xc4, AccessWidth::Byte, 0x42),
+        (0x88, AccessWidth::Word, 0x0004),
+    ] {
+        guest.space.add_quirk(quirk(offset, width, mask)).unwrap();
+    }
+    assert_eq!(guest.write(FEATURE_CONTROL, 1, 0xfe, PLAIN), 0xbc);
+    assert_eq!(real(&guest, FEATURE_CONTROL, 1), 0x42);
+    assert_eq!(guest.write(DEVICE_CONTROL, 2, 0x2834, PLAIN), 0);
+    assert_eq!(real(&guest, DEVICE_CONTROL, 2), 0x2834);
+    guest.calls();
+    // A reset is nothing else beside.
+    guest.write(FEATURE_CONTROL, 1, 0x01, PLAIN);
+    assert_eq!(guest.calls(), [Call::Reset]);
+}
+
+#[test]
 fn quirk_need_not_be_aligned() {
     let mut guest = express();
     guest

@@ -423,7 +423,7 @@ impl Model {
         for (at, bit, one) in bits() {
             let in_field = Self::overlapping(at, 1).next().is_some();
             // A reset leaves nothing else of its register to be written.
-            let is_void = resets && matches!(at, 0x88 | 0x89);
+            let is_void = resets && matches!(at, 0x88 | 0x89 | 0xc4);
             let is_open = has(&OPEN, at, bit) || self.quirk_has(at, bit);
             if has(&CLEARED, at, bit) || (is_open && !in_field && !is_void) {
                 self.write_bit(at, bit, one);
@@ -529,7 +529,7 @@ fn value() -> impl Strategy<Value = u32> {
 
 /// Offset, size and mask of a quirk, aligned or not.
 fn quirk() -> impl Strategy<Value = (usize, usize, u32)> {
-    let offsets = prop_oneof![0x38..0x100usize, 0x100..0x160usize, 0x88..0xb0usize];
+    let offsets = prop_oneof![0x38..0x100usize, 0x100..0x160usize, 0x80..0xc8usize];
     let masks = prop_oneof![
         Just(u32::MAX),
         any::<u32>(),
