@@ -786,6 +786,31 @@ fn extended_list_that_loops_or_points_astray_ends() {
 }
 
 #[test]
+fn capability_at_the_end_of_the_first_256_bytes_does_not_reach_behind_them() {
+    for id in [0x01, 0x03, 0x05, 0x07, 0x09, 0x10, 0x11, 0x13] {
+        let mut fake = FakeFunction::blank(4096);
+        fake.poke(0x06, 2, 0x0010);
+        fake.poke(0x34, 1, 0xfc);
+        // The upper half makes it as long as it can be.
+        fake.poke(0xfc, 4, 0x01f2_0000 | id);
+        let before = fake.bytes.clone();
+        fake.extended_fails = true;
+        let bars = [BarInfo::default(); 6];
+        let space = VirtualConfigSpace::new(0, &bars, BarInfo::default(), &mut fake).unwrap();
+        fake.extended_fails = false;
+        let mut guest = Guest { space, fake };
+        for offset in (0x100..0x180).step_by(4) {
+            assert_eq!(
+                guest.write(offset, 4, 0xffff_ffff, PLAIN),
+                0xffff_ffff,
+                "{id:x}"
+            );
+        }
+        assert_eq!(guest.fake.bytes, before);
+    }
+}
+
+#[test]
 fn extended_space_out_of_reach_is_no_reason_to_fail() {
     let mut fake = FakeFunction::express();
     fake.extended_fails = true;

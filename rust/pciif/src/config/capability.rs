@@ -207,6 +207,18 @@ fn vendor_length<F: Function>(dword: u16, function: &mut F) -> Result<u32, OpSta
 }
 
 impl VirtualConfigSpace {
+    /// Claims a dword for a capability of the first 256 bytes, which does not reach behind them.
+    fn claim_low(&mut self, dword: u16, rows: Dword) -> bool {
+        dword < FIRST_EXTENDED && self.claim(dword, rows)
+    }
+
+    /// As [`Self::claim_body`], in the first 256 bytes.
+    fn claim_low_body(&mut self, dword: u16, bytes: u16, rows: Dword) {
+        for step in 0..bytes.div_ceil(4) {
+            self.claim_low(dword.saturating_add(step), rows);
+        }
+    }
+
     /// Claims `bytes` bytes from `dword` on, each dword that is still free.
     fn claim_body(&mut self, dword: u16, bytes: u16, rows: Dword) {
         for step in 0..bytes.div_ceil(4) {
@@ -215,9 +227,9 @@ impl VirtualConfigSpace {
     }
 
     fn add_power<F: Function>(&mut self, dword: u16, function: &mut F) -> Result<(), OpStatus> {
-        self.claim(dword, Dword::PowerHead);
+        self.claim_low(dword, Dword::PowerHead);
         let control_dword = dword.saturating_add(1);
-        if self.claim(control_dword, Dword::PowerControl) {
+        if self.claim_low(control_dword, Dword::PowerControl) {
             let control = ConfigAccess::of_table(control_dword, 0, AccessWidth::Word);
             let value = function.read(control)?;
             if value & PME_ENABLE != 0 {
@@ -240,7 +252,7 @@ impl VirtualConfigSpace {
         if control & MASKS != 0 {
             bytes = bytes.saturating_add(8);
         }
-        self.claim_body(dword.saturating_add(1), bytes, Dword::MsiMessage);
+        self.claim_low_body(dword.saturating_add(1), bytes, Dword::MsiMessage);
         Ok(())
     }
 
@@ -261,27 +273,27 @@ impl VirtualConfigSpace {
             newer || matches!(port, 4 | 0xa),
         );
         let at = |step: u16| dword.saturating_add(step);
-        self.claim(at(1), Dword::ExpressCaps);
+        self.claim_low(at(1), Dword::ExpressCaps);
         let (control, control2) = if endpoint {
             (Dword::ExpressControl, Dword::ExpressControl2)
         } else {
             (Dword::ExpressPortControl, Dword::ExpressPort)
         };
-        self.claim(at(2), control);
+        self.claim_low(at(2), control);
         if has_link {
-            self.claim_body(at(3), 8, Dword::ExpressLink);
+            self.claim_low_body(at(3), 8, Dword::ExpressLink);
         }
         if has_slot {
-            self.claim_body(at(5), 8, Dword::ExpressPort);
+            self.claim_low_body(at(5), 8, Dword::ExpressPort);
         }
         if has_root {
-            self.claim_body(at(7), 8, Dword::ExpressPort);
+            self.claim_low_body(at(7), 8, Dword::ExpressPort);
         }
         if newer {
-            self.claim(at(9), Dword::ExpressCaps);
-            self.claim(at(10), control2);
-            self.claim_body(at(11), 8, Dword::ExpressLink);
-            self.claim_body(at(13), 8, Dword::ExpressPort);
+            self.claim_low(at(9), Dword::ExpressCaps);
+            self.claim_low(at(10), control2);
+            self.claim_low_body(at(11), 8, Dword::ExpressLink);
+            self.claim_low_body(at(13), 8, Dword::ExpressPort);
         }
         Ok(())
     }
@@ -298,7 +310,7 @@ impl VirtualConfigSpace {
         for step in 1..length / 4 {
             // CAST: at most 63.
             let place = dword.saturating_add(step as u16);
-            if place >= FIRST_EXTENDED || !self.claim(place, Dword::VendorBody) {
+            if !self.claim_low(place, Dword::VendorBody) {
                 break;
             }
         }
@@ -364,8 +376,8 @@ pub(super) fn add<F: Function>(
 
     // What binds, first.
     if let Some(dword) = list.first(id::VPD) {
-        space.claim(dword, Dword::VpdHead);
-        space.claim(next(dword), Dword::VpdData);
+        space.claim_low(dword, Dword::VpdHead);
+        space.claim_low(next(dword), Dword::VpdData);
     }
     if let Some(dword) = list.first(id::POWER) {
         space.add_power(dword, function)?;
@@ -374,13 +386,13 @@ pub(super) fn add<F: Function>(
     let control = |dword| ConfigAccess::of_table(dword, 2, AccessWidth::Word);
     let msi = list.first(id::MSI);
     if let Some(dword) = msi {
-        if space.claim(dword, Dword::MsiHead) {
+        if space.claim_low(dword, Dword::MsiHead) {
             space.msi_control = Some(control(dword));
         }
     }
     let msix = list.first(id::MSIX);
     if let Some(dword) = msix {
-        if space.claim(dword, Dword::MsixHead) {
+        if space.claim_low(dword, Dword::MsixHead) {
             space.msix_control = Some(control(dword));
         }
     }
@@ -399,7 +411,7 @@ pub(super) fn add<F: Function>(
             id::VENDOR if vendor_length(dword, function)? >= 4 => Dword::VendorHead,
             _ => Dword::CapHead,
         };
-        space.claim(dword, rows);
+        space.claim_low(dword, rows);
     }
 
     // Bodies, if the head is what it says.
@@ -410,16 +422,16 @@ pub(super) fn add<F: Function>(
         space.add_msi_body(dword, function)?;
     }
     if let Some(dword) = has(space, msix, Dword::MsixHead) {
-        space.claim_body(next(dword), 8, Dword::MsixPlace);
+        space.claim_low_body(next(dword), 8, Dword::MsixPlace);
     }
     if let Some(dword) = has(space, express, Dword::ExpressHead) {
         space.add_express_body(dword, function)?;
     }
     if let Some(dword) = has(space, features, Dword::FeatureHead) {
-        space.claim(next(dword), Dword::FeatureControl);
+        space.claim_low(next(dword), Dword::FeatureControl);
     }
     if let Some(dword) = has(space, pcix, Dword::PcixHead) {
-        space.claim(next(dword), Dword::PcixStatus);
+        space.claim_low(next(dword), Dword::PcixStatus);
     }
 
     let extended = extended(function);
