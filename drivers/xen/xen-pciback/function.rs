@@ -44,11 +44,11 @@ use pciif::{
     access::ConfigAccess,
     aer::{self, Step, Verdict},
     config::{self, Field, VirtualConfigSpace},
-    denied::{DeniedWrite, DeniedWrites, Noted},
+    denied::{DeniedWrite, DeniedWrites},
     intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
     op::{OpStatus, Reply, Request},
-    quirk::{Quirk, QuirkRefusal},
+    quirk::{Quirk, QuirkLine, QuirkRefusal},
     sbdf::Sbdf,
     wire::{MsixEntry, MAX_MSIX_VECTORS},
 };
@@ -624,17 +624,13 @@ impl Function {
             (true, false) => self.intx(config, intx::Event::Disabled),
             _ => {}
         }
-        let noted = config.denied.note(access, outcome.dropped);
-        let said = matches!(noted, Some(Noted::First | Noted::MoreBits)) && self.limit.allows();
-        let entry = config
-            .denied
-            .iter()
-            .find(|e| (e.offset(), e.width()) == (access.offset(), access.width()))
-            .and_then(|entry| entry.quirk_line(self.address));
-        if let (true, Some(quirk)) = (said, entry) {
+        let first = config.denied.iter().next().is_none();
+        let noted = config.denied.note(access, outcome.dropped).is_some();
+        let quirk = QuirkLine::for_dropped(self.address, access, outcome.dropped);
+        if let (true, Some(quirk)) = (first && noted && self.limit.allows(), quirk) {
             dev_warn!(
                 self.dev.as_generic(),
-                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks\n",
+                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks (further ones are only counted: debugfs, xen-pciback/denied_writes)\n",
                 offset,
                 size,
                 value,
