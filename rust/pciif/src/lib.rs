@@ -17,6 +17,8 @@
 //!   seize, assign, release, unbind ─▶ lifecycle            who owns the function
 //!   enable, MSI, administrator ─────▶ intx                 who acknowledges a shared line
 //!   errors of the hierarchy ────────▶ aer                  what a guest may say to them
+//!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
+//!   error messages to the frontend ─▶ recovery             which handler, which verdict
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -38,12 +40,15 @@ extern crate std;
 
 pub mod access;
 pub mod aer;
+pub mod cache;
 pub mod config;
 pub mod denied;
+pub mod exchange;
 pub mod intx;
 pub mod lifecycle;
 pub mod op;
 pub mod quirk;
+pub mod recovery;
 pub mod sbdf;
 pub mod slot;
 pub mod state;

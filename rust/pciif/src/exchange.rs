@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One request slot without a sequence number, used by a frontend that cannot trust the other end
+//! to answer, or to answer in time (behaviour, sections 5.1 and 5.4).
+//!
+//! *Owns* what the frontend knows of the slot. *Callers*: the frontend's transport, under the lock
+//! that lets one request at a time into the slot; nothing here waits.
+//!
+//! # Quarantine
+//!
+//! The flag [`FLAG_PCIF_ACTIVE`](crate::wire::FLAG_PCIF_ACTIVE) is set by the frontend with a
+//! request and cleared by the backend *only*. A request that was given up leaves it set, and as long as it is
+//! set nothing is posted: a late answer finds its own request in the slot, clears the flag, and is
+//! read by nobody. So no answer can be taken for that of another request, without a number in it.
+//! A flag that is set although no request is out is the backend's doing and is treated the same.
+//!
+//! # Bounds
+//!
+//! * A request waits [`PATIENCE`] at most. Each request in a row that was given up divides that by
+//!   four, down to [`LEAST_PATIENCE`]; an answer in time restores it. So a backend that answers
+//!   everything late costs a guest some seconds once, not at each register.
+//! * While a request is overdue the others fail at once.
+//! * At most [`MOST_LINES`] lines about all this in the life of one link.
+
+/// How long an answer may take, in ns. A backend on a busy host can need a while; a dead one costs
+/// this once.
+pub const PATIENCE: i64 = 5_000_000_000;
+/// The shortest patience, in ns.
+pub const LEAST_PATIENCE: i64 = 50_000_000;
+/// How many lines one link may write into the log.
+pub const MOST_LINES: u8 = 8;
+
+/// Why a request is not posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The link is down for good.
+    Gone,
+    /// The slot is in use: the answer to an earlier request is still out.
+    Overdue,
+}
+
+/// What to tell the admin. Each is worth one line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A request was given up after that many ns.
+    GivenUp {
+        /// How long it had waited.
+        waited: i64,
+    },
+    /// The backend uses the slot itself.
+    SlotTaken,
+    /// The backend answers in time again.
+    AnswersAgain,
+}
+
+/// What the frontend knows of the slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Exchange {
+    gone: bool,
+    /// A request was given up and the flag has not been seen clear since.
+    overdue: bool,
+    /// Requests given up in a row.
+    misses: u32,
+    /// The trouble was told, and its end was not.
+    told: bool,
+    lines: u8,
+}
+
+impl Exchange {
+    /// A link that has not been used.
+    pub const fn new() -> Self {
+        Self {
+            gone: false,
+            overdue: false,
+            misses: 0,
+            told: false,
+            lines: 0,
+        }
+    }
+
+    /// From now on nothing is posted any more.
+    pub fn set_gone(&mut self) {
+        self.gone = true;
+    }
+
+    /// Whether the link can be used at this moment: what was learnt over it is still worth something.
+    pub const fn is_up(&self) -> bool {
+        !self.gone && !self.overdue
+    }
+
+    /// Asks for the slot; `taken` is its flag as it is now. Gives the longest time in ns to wait for
+    /// the answer. After `Ok` the request must be posted and [`Exchange::finish`] be called.
+    ///
+    /// # Errors
+    ///
+    /// The reason, with what to tell about it.
+    pub fn begin(&mut self, taken: bool) -> Result<i64, (Refusal, Option<Note>)> {
+        if self.gone {
+            return Err((Refusal::Gone, None));
+        }
+        if taken {
+            let own = self.overdue;
+            self.overdue = true;
+            let note = if own { None } else { self.trouble(Note::SlotTaken) };
+            return Err((Refusal::Overdue, note));
+        }
+        self.overdue = false;
+        Ok(self.patience())
+    }
+
+    /// Says how the request of the last [`Exchange::begin`] ended: answered (the flag was seen
+    /// clear), or given up after `waited` ns. Gives what to tell.
+    pub fn finish(&mut self, answered: bool, waited: i64) -> Option<Note> {
+        if answered {
+            self.misses = 0;
+            if !self.told {
+                return None;
+            }
+            self.told = false;
+            return self.line(Note::AnswersAgain);
+        }
+        self.overdue = true;
+        self.misses = self.misses.saturating_add(1);
+        self.trouble(Note::GivenUp { waited })
+    }
+
+    /// The longest wait for the next answer, in ns.
+    pub fn patience(&self) -> i64 {
+        PATIENCE
+            .checked_shr(self.misses.saturating_mul(2))
+            .unwrap_or(0)
+            .max(LEAST_PATIENCE)
+    }
+
+    /// Trouble is told once, until its end has been told.
+    fn trouble(&mut self, note: Note) -> Option<Note> {
+        if self.told {
+            return None;
+        }
+        self.told = true;
+        self.line(note)
+    }
+
+    fn line(&mut self, note: Note) -> Option<Note> {
+        if self.lines == MOST_LINES {
+            return None;
+        }
+        self.lines += 1;
+        Some(note)
+    }
+}
+
+impl Default for Exchange {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_posted_while_the_slot_is_taken() {
+        let mut link = Exchange::new();
+        assert_eq!(link.begin(false), Ok(PATIENCE));
+        assert!(matches!(
+            link.finish(false, PATIENCE),
+            Some(Note::GivenUp { waited: PATIENCE })
+        ));
+        assert!(!link.is_up());
+        for _ in 0..10 {
+            assert_eq!(link.begin(true), Err((Refusal::Overdue, None)));
+        }
+        assert!(link.begin(false).is_ok());
+        assert_eq!(link.finish(true, 1), Some(Note::AnswersAgain));
+        assert!(link.is_up());
+        assert_eq!(link.begin(false), Ok(PATIENCE));
+    }
+
+    #[test]
+    fn slot_that_the_backend_takes_itself_is_told_once() {
+        let mut link = Exchange::new();
+        assert_eq!(
+            link.begin(true),
+            Err((Refusal::Overdue, Some(Note::SlotTaken)))
+        );
+        assert_eq!(link.begin(true), Err((Refusal::Overdue, None)));
+    }
+
+    #[test]
+    fn patience_shrinks_with_each_miss_in_a_row_and_comes_back() {
+        let mut link = Exchange::new();
+        let mut spent = 0;
+        let mut last = i64::MAX;
+        for _ in 0..1000 {
+            let patience = link.begin(false).unwrap();
+            assert!(patience <= last && patience >= LEAST_PATIENCE);
+            if patience > LEAST_PATIENCE {
+                spent += patience;
+            }
+            last = patience;
+            link.finish(false, patience);
+        }
+        assert_eq!(last, LEAST_PATIENCE);
+        assert!(spent < 7_000_000_000, "{spent}");
+        link.begin(false).unwrap();
+        link.finish(true, 0);
+        assert_eq!(link.patience(), PATIENCE);
+    }
+
+    #[test]
+    fn lines_are_bounded_whatever_the_backend_does() {
+        for pattern in 0u32..256 {
+            let mut link = Exchange::new();
+            let mut lines = 0;
+            for step in 0..1000 {
+                let bit = |at: u32| pattern & 1u32.rotate_left(at) != 0;
+                match link.begin(bit(step % 8)) {
+                    Ok(patience) => {
+                        lines += u32::from(link.finish(bit((step + 3) % 8), patience).is_some());
+                    }
+                    Err((_, note)) => lines += u32::from(note.is_some()),
+                }
+            }
+            assert!(lines <= u32::from(MOST_LINES), "{pattern:x}: {lines}");
+        }
+    }
+
+    #[test]
+    fn link_that_is_gone_stays_so() {
+        let mut link = Exchange::new();
+        link.set_gone();
+        assert!(!link.is_up());
+        for taken in [false, true, false] {
+            assert_eq!(link.begin(taken), Err((Refusal::Gone, None)));
+        }
+    }
+
+    /// The other end: takes a copy of a request when it sees the flag, answers when it pleases.
+    #[derive(Default)]
+    struct Page {
+        flag: bool,
+        request: u32,
+        answer: u32,
+        /// The backend's copy, not answered yet.
+        copy: Option<u32>,
+    }
+
+    /// All orders of: the backend takes, the backend answers, the frontend waits on or gives up.
+    #[test]
+    fn no_answer_is_ever_taken_for_that_of_another_request() {
+        for order in 0u32..1 << 16 {
+            let mut choices = (0..16).map(|at| order & 1u32.rotate_left(at) != 0);
+            let mut choose = || choices.next().unwrap_or(false);
+            let mut page = Page::default();
+            let mut link = Exchange::new();
+            for request in 1..=8u32 {
+                if link.begin(page.flag).is_ok() {
+                    page.request = request;
+                    page.flag = true;
+                    let mut answered = false;
+                    for _ in 0..2 {
+                        backend(&mut page, &mut choose);
+                        if !page.flag {
+                            answered = true;
+                            break;
+                        }
+                    }
+                    if answered {
+                        assert_eq!(page.answer, request, "order {order:x}");
+                    }
+                    link.finish(answered, 0);
+                }
+                backend(&mut page, &mut choose);
+            }
+        }
+    }
+
+    fn backend(page: &mut Page, choose: &mut impl FnMut() -> bool) {
+        if page.copy.is_none() && page.flag && choose() {
+            page.copy = Some(page.request);
+        }
+        if page.copy.is_some() && choose() {
+            page.answer = page.copy.take().unwrap_or(0);
+            page.flag = false;
+        }
+    }
+}
