@@ -52,6 +52,12 @@ impl Irq {
         unsafe { bindings::disable_irq_nosync(self.0) }
     }
 
+    /// As [`Self::mask`], and waits for a running handler. Sleeps; not from the handler.
+    pub fn mask_and_wait(self) {
+        // SAFETY: a bound interrupt.
+        unsafe { bindings::disable_irq(self.0) }
+    }
+
     /// Ends [`Self::mask`]; a pending event is then delivered. Atomic.
     pub fn unmask(self) {
         // SAFETY: a bound interrupt, masked before.

@@ -8,7 +8,9 @@
  * copies apart when both drivers are built in.
  */
 #include <linux/blkdev.h>
+#include <linux/dma-map-ops.h>
 #include <linux/interrupt.h>
+#include <linux/ioport.h>
 #include <linux/netdevice.h>
 #include <linux/pci.h>
 #include <linux/msi.h>
@@ -340,4 +342,20 @@ HELPER(int, request_shared_irq, unsigned int irq, irq_handler_t handler, const c
 HELPER(bool, pci_is_pf, struct pci_dev *dev)
 {
 	return dev->is_physfn && pci_num_vf(dev);
+}
+
+/* Whether the guest's memory has a part of this range, both ends included. */
+HELPER(bool, is_ram, resource_size_t start, resource_size_t end)
+{
+	return region_intersects(start, end - start + 1, IORESOURCE_SYSTEM_RAM,
+				 IORES_DESC_NONE) != REGION_DISJOINT;
+}
+
+/*
+ * Whether DMA addresses of devices are translated: without the Xen swiotlb a PV
+ * guest hands its own idea of addresses to the hardware.
+ */
+HELPER(bool, has_dma_ops, void)
+{
+	return get_arch_dma_ops();
 }

@@ -32,6 +32,7 @@ pub mod log;
 pub mod page;
 pub mod param;
 pub mod pci;
+pub mod recovery;
 pub mod store;
 pub mod sys;
 pub mod sysfs;
@@ -59,6 +60,12 @@ pub fn is_pv_domain() -> bool {
 pub fn has_pv_devices() -> bool {
     // SAFETY: reads variables that are constant after boot.
     unsafe { sys::has_pv_devices() }
+}
+
+/// Whether DMA of devices is translated in this domain, which a PV domain needs. Atomic.
+pub fn has_dma_ops() -> bool {
+    // SAFETY: reads a variable that is constant after boot.
+    unsafe { sys::has_dma_ops() }
 }
 
 /// Refuses to go on when the running kernel is not the one that the module was built for.

@@ -83,10 +83,14 @@ unsafe impl Sync for Entry {}
 
 /// Declares a parameter: `param!(HIDE: Text, "hide", param_ops_charp, "charp", 0o444, "What it is");`
 ///
-/// The name and the texts are what `modinfo` shows.
+/// The name and the texts are what `modinfo` shows. Another driver than the backend puts its module's
+/// name first: built in, the parameter is `MODULE.NAME` on the kernel's command line.
 #[macro_export]
 macro_rules! param {
     ($static:ident: $type:ident, $name:literal, $ops:ident, $kind:literal, $mode:literal, $text:literal) => {
+        $crate::param!("xen_pciback", $static: $type, $name, $ops, $kind, $mode, $text);
+    };
+    ($module:literal, $static:ident: $type:ident, $name:literal, $ops:ident, $kind:literal, $mode:literal, $text:literal) => {
         static $static: $crate::param::$type = {
             #[used(compiler)]
             #[link_section = "__param"]
@@ -109,7 +113,7 @@ macro_rules! param {
             #[cfg(MODULE)]
             static FULL_NAME: &str = concat!($name, "\0");
             #[cfg(not(MODULE))]
-            static FULL_NAME: &str = concat!("xen_pciback.", $name, "\0");
+            static FULL_NAME: &str = concat!($module, ".", $name, "\0");
             $crate::modinfo!(KIND, concat!("parmtype=", $name, ":", $kind, "\0"));
             $crate::modinfo!(TEXT, concat!("parm=", $name, ":", $text, "\0"));
             $crate::param::$type::new()

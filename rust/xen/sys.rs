@@ -87,4 +87,6 @@ helpers! {
         cookie: *mut ffi::c_void
     ) -> ffi::c_int;
     fn pci_is_pf(dev: *mut pci_dev) -> bool;
+    fn is_ram(start: resource_size_t, end: resource_size_t) -> bool;
+    fn has_dma_ops() -> bool;
 }

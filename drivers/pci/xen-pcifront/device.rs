@@ -3,7 +3,7 @@
 //! The frontend of one xenbus device: its connection, its buses, its state.
 //!
 //! *Owns* the transport and the root buses. *Callers*: the xenbus core, in sleepable context, from
-//! its watch thread or from a thread that binds or unbinds. *Lock*: `buses`, a mutex, held while
+//! its watch thread or from a thread that binds or unbinds. *Lock*: `inside`, a mutex, held while
 //! buses are scanned or removed; inside it the PCI core's rescan lock, then the transport's.
 //!
 //! # Publishing
@@ -11,6 +11,16 @@
 //! Grant, port, magic and the new state go into the store in one transaction. The bus code takes a
 //! device whose stored state is Initialising, while its own copy says otherwise, for one that was
 //! reset; with one transaction there is no moment at which our own writes could look like that.
+//! Each publication has a page and an event channel of its own: an earlier backend may still have
+//! the earlier ones.
+//!
+//! # Coming back
+//!
+//! A driver that is bound to a device that had a frontend before (module reload, unbind and bind)
+//! writes Initialising and waits for the backend to start again. One that does not within
+//! [`COME_BACK`] never will: that is said in one line, and the device stays closed until the toolstack
+//! detaches and attaches it. A frontend that was closed by its backend starts again by itself when the
+//! backend does.
 
 use crate::{bus::RootBus, transport::Transport};
 use kernel::{
@@ -18,6 +28,7 @@ use kernel::{
     prelude::*,
     str::CStr,
     sync::{Arc, ArcBorrow, Mutex},
+    time::{delay::fsleep, Delta},
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf},
@@ -34,12 +45,21 @@ use xen::{
 const MAX_ROOTS: u32 = 256;
 const MAX_DEVICES: u32 = 2048;
 
+/// How long a backend may take to start again for a new frontend, in ms.
+const COME_BACK: i64 = 5_000;
+
 /// One frontend.
 #[pin_data]
 pub(crate) struct Frontend {
     #[pin]
-    buses: Mutex<KVec<RootBus>>,
-    transport: Arc<Transport>,
+    inside: Mutex<Inside>,
+}
+
+/// What a frontend has; the buses are dropped first.
+struct Inside {
+    buses: KVec<RootBus>,
+    /// From publication to the end of the connection.
+    transport: Option<Arc<Transport>>,
 }
 
 impl xenbus::Driver for Frontend {
@@ -47,20 +67,19 @@ impl xenbus::Driver for Frontend {
     const TYPE: &'static CStr = c"pci";
 
     fn probe(dev: &Device) -> Result<Arc<Self>> {
-        let transport = Transport::new(dev)
-            .inspect_err(|e| dev.fatal(*e, fmt!("cannot make page and event channel")))?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                buses <- new_mutex!(KVec::new()),
-                transport,
+                inside <- new_mutex!(Inside {
+                    buses: KVec::new(),
+                    transport: None,
+                }),
             }),
             GFP_KERNEL,
         )?;
-        if dev.own_state() == State::Closed {
-            // The driver was here before and comes back.
-            start_again(dev)?;
+        let fresh = matches!(dev.own_state(), State::Initialising | State::Unknown);
+        if fresh || come_back(dev)? {
+            this.step(dev, dev.peer_state());
         }
-        this.step(dev, dev.peer_state());
         Ok(this)
     }
 
@@ -70,7 +89,15 @@ impl xenbus::Driver for Frontend {
 
     fn remove(this: Arc<Self>, _dev: &Device) {
         // The backend may still be there: drivers are unbound through it.
-        this.remove_buses();
+        this.end();
+    }
+
+    fn resume(this: ArcBorrow<'_, Self>, dev: &Device) -> Result {
+        // Page and channel are not those of this backend any more.
+        this.give_up();
+        this.end();
+        this.step(dev, dev.peer_state());
+        Ok(())
     }
 }
 
@@ -105,14 +132,37 @@ fn start_again(dev: &Device) -> Result {
     )
 }
 
+/// Makes the backend start again. Gives whether it did; if not, the frontend is closed.
+fn come_back(dev: &Device) -> Result<bool> {
+    start_again(dev)?;
+    for _ in 0..COME_BACK / 50 {
+        if matches!(
+            dev.peer_state(),
+            State::Initialising | State::InitWait | State::Initialised
+        ) {
+            return Ok(true);
+        }
+        fsleep(Delta::from_millis(50));
+    }
+    dev_err!(
+        dev.generic(),
+        "the backend does not take a frontend back; detach and attach the devices\n"
+    );
+    dev.switch_state(State::Closed);
+    Ok(false)
+}
+
 impl Frontend {
     /// Does what the states of both ends ask for.
     fn step(&self, dev: &Device, backend: State) {
         match frontend_step(dev.own_state(), backend) {
             FrontendAction::Wait => {}
-            FrontendAction::Publish => {
-                if let Err(e) = publish(dev, &self.transport) {
-                    dev.fatal(e, fmt!("cannot publish page and event channel"));
+            FrontendAction::Publish => self.publish(dev),
+            FrontendAction::StartAgain => {
+                dev_info!(dev.generic(), "the backend has started again\n");
+                match start_again(dev) {
+                    Ok(()) => self.publish(dev),
+                    Err(e) => dev.fatal(e, fmt!("cannot start again")),
                 }
             }
             FrontendAction::Connect | FrontendAction::Rescan => self.connect(dev),
@@ -121,6 +171,19 @@ impl Frontend {
                 dev.switch_state(State::Reconfiguring);
             }
             FrontendAction::Close => self.close(dev),
+        }
+    }
+
+    /// Makes page and event channel and tells the backend.
+    fn publish(&self, dev: &Device) {
+        let transport = match Transport::new(dev) {
+            Ok(transport) => transport,
+            Err(e) => return dev.fatal(e, fmt!("cannot make page and event channel")),
+        };
+        let earlier = self.inside.lock().transport.replace(transport.clone());
+        drop(earlier);
+        if let Err(e) = publish(dev, &transport) {
+            dev.fatal(e, fmt!("cannot publish page and event channel"));
         }
     }
 
@@ -135,34 +198,47 @@ impl Frontend {
     /// Creates missing buses and looks for functions that are not known yet.
     fn scan(&self, dev: &Device) -> Result {
         let backend = dev.peer_directory();
-        let mut buses = self.buses.lock();
+        let mut inside = self.inside.lock();
+        let Inside { buses, transport } = &mut *inside;
+        let transport = transport.as_ref().ok_or(ENODEV)?;
         for root in roots(backend)? {
             if !buses.iter().any(|bus| bus.is(root.segment, root.bus)) {
-                let transport = self.transport.clone();
-                let bus = RootBus::new(dev.generic(), root.segment, root.bus, transport)?;
+                let bus = RootBus::new(dev.generic(), root.segment, root.bus, transport.clone())?;
                 dev_info!(dev.generic(), "root bus {} created\n", Show(root));
                 buses.push(bus, GFP_KERNEL)?;
             }
         }
         let exported = exported(backend);
+        if exported.is_err() {
+            dev_info!(
+                dev.generic(),
+                "the backend does not say where its functions are: all places are looked at\n"
+            );
+        }
+        let mut new = 0;
         for bus in buses.iter_mut() {
-            match &exported {
+            bus.forget_constants();
+            new += match &exported {
                 Ok(list) => {
                     let on_it = list.iter().map(|(address, _)| *address);
                     let here = |address: &Sbdf| bus_has(address, bus.address(Devfn::from_raw(0)));
                     let places: KVec<Devfn> = collect(on_it.filter(here).map(|a| a.devfn))?;
-                    bus.scan(places.into_iter());
+                    bus.scan(places.into_iter())
                 }
-                // Another kind of backend does not say where its functions are: ask each place.
                 Err(_) => bus.scan((0..=u8::MAX).map(Devfn::from_raw)),
-            }
+            };
+        }
+        if new > 0 && !xen::has_dma_ops() {
+            kernel::pr_warn_once!(
+                "this guest has no swiotlb, so DMA of its devices goes astray: start it with e820_host=1 in its configuration, or with iommu=soft on its kernel's command line\n"
+            );
         }
         Ok(())
     }
 
     /// Removes the functions that the toolstack takes away.
     fn detach_leaving(&self, dev: &Device) {
-        let mut buses = self.buses.lock();
+        let mut inside = self.inside.lock();
         let Ok(list) = exported(dev.peer_directory()) else {
             return;
         };
@@ -170,7 +246,8 @@ impl Frontend {
             if *state != State::Closing {
                 continue;
             }
-            for bus in buses
+            for bus in inside
+                .buses
                 .iter_mut()
                 .filter(|bus| bus.is(address.segment, address.bus))
             {
@@ -183,16 +260,26 @@ impl Frontend {
     fn close(&self, dev: &Device) {
         dev_info!(dev.generic(), "the backend goes, its devices are removed\n");
         if dev.peer_state() != State::Closing {
-            self.transport.set_gone();
+            self.give_up();
         }
-        self.remove_buses();
-        self.transport.set_gone();
+        self.end();
         dev.switch_state(State::Closed);
     }
 
-    fn remove_buses(&self) {
-        let buses = core::mem::replace(&mut *self.buses.lock(), KVec::new());
+    /// Nothing is asked of this backend any more.
+    fn give_up(&self) {
+        if let Some(transport) = &self.inside.lock().transport {
+            transport.set_gone();
+        }
+    }
+
+    /// Removes the buses, and then what they need.
+    fn end(&self) {
+        let mut inside = self.inside.lock();
+        let buses = core::mem::replace(&mut inside.buses, KVec::new());
         drop(buses);
+        let transport = inside.transport.take();
+        drop(transport);
     }
 }
 
@@ -232,11 +319,12 @@ fn roots(backend: &CStr) -> Result<KVec<RootText>> {
     Ok(all)
 }
 
-/// Where the exported functions are, and the state of each.
+/// Where the exported functions are, and the state of each. One that is listed but has no address is
+/// not exported (yet, or because the backend could not).
 ///
 /// # Errors
 ///
-/// When a number or an address is missing or does not parse.
+/// When a number or an address does not parse, or no function has one: another kind of backend.
 fn exported(backend: &CStr) -> Result<KVec<(Sbdf, State)>> {
     let mut all = KVec::new();
     let count = store::NOW.read(backend, c"num_devs")?.number()?;
@@ -244,13 +332,19 @@ fn exported(backend: &CStr) -> Result<KVec<(Sbdf, State)>> {
         return Err(EINVAL);
     }
     for number in 0..count {
-        let value = store::NOW.read(backend, NumberedKey::new("vdev", number).text())?;
+        let value = match store::NOW.read(backend, NumberedKey::new("vdev", number).text()) {
+            Err(ENOENT) => continue,
+            value => value?,
+        };
         let address = Sbdf::parse_vdev_key(value.bytes()).map_err(|_| EINVAL)?;
         let state = store::NOW
             .read(backend, NumberedKey::new("state", number).text())
             .and_then(|state| state.number())
             .map_or(State::Unknown, xenbus::state);
         all.push((address, state), GFP_KERNEL)?;
+    }
+    if count > 0 && all.is_empty() {
+        return Err(ENOENT);
     }
     Ok(all)
 }

@@ -3,13 +3,16 @@
 //! MSI and MSI-X of passed-through functions: the entry points that the x86 Xen code calls.
 //!
 //! Sleepable context, under the MSI code's descriptor lock. The numbers in the answers are pirqs,
-//! which that code binds to interrupts.
+//! which that code binds to interrupts. A positive result of [`enable_msix`] makes the PCI core ask again
+//! with that number, if the driver is content with so many; see [`pciif::vectors`]. Before it does,
+//! it calls [`disable_msix`], which does nothing to a function without MSI-X.
 
-use crate::bus;
+use crate::{bus, transport::Answer};
 use core::ptr;
 use kernel::{bindings, ffi, prelude::*};
 use pciif::{
     op::{OpStatus, Opcode},
+    vectors::{errno_of, first_request, msi_vector, msix_outcome, Outcome},
     wire::{MsixEntry, PciOp, MAX_MSIX_VECTORS},
 };
 use xen::sys;
@@ -54,7 +57,7 @@ unsafe fn ask(
     opcode: Opcode,
     value: u32,
     entries: &mut [MsixEntry],
-) -> Result<u32, OpStatus> {
+) -> Result<Answer, OpStatus> {
     // SAFETY: a live function has a live bus.
     let (bus, devfn) = unsafe { ((*dev).bus, (*dev).devfn) };
     // SAFETY: as above.
@@ -76,17 +79,21 @@ unsafe fn device<'a>(dev: *mut bindings::pci_dev) -> &'a kernel::device::Device 
 
 extern "C" fn enable_msi(dev: *mut bindings::pci_dev, vectors: *mut ffi::c_int) -> ffi::c_int {
     // SAFETY: the MSI code passes a live function.
-    match unsafe { ask(dev, Opcode::EnableMsi, 0, &mut []) }.map(i32::try_from) {
-        Ok(Ok(pirq @ 1..)) => {
+    let vector = match unsafe { ask(dev, Opcode::EnableMsi, 0, &mut []) } {
+        Ok(answer) => msi_vector(answer.err, answer.value),
+        Err(status) => Err(errno_of(status.to_wire())),
+    };
+    match vector {
+        Ok(pirq) => {
             // SAFETY: the caller wants one vector.
             unsafe { *vectors = pirq };
             0
         }
-        answer => {
+        Err(errno) => {
             // SAFETY: a live function.
             let device = unsafe { device(dev) };
-            dev_warn!(device, "the backend gives no MSI: {:?}\n", answer);
-            EINVAL.to_errno()
+            dev_warn!(device, "the backend gives no MSI: error {}\n", errno);
+            errno.saturating_neg()
         }
     }
 }
@@ -102,26 +109,46 @@ extern "C" fn enable_msix(
     vectors: *mut ffi::c_int,
     count: ffi::c_int,
 ) -> ffi::c_int {
-    let wanted = match u16::try_from(count) {
-        Ok(wanted @ 1..=MAX_MSIX_VECTORS) => wanted,
-        _ => {
-            // SAFETY: the MSI code passes a live function.
-            let device = unsafe { device(dev) };
-            dev_warn!(
+    // SAFETY: the MSI code passes a live function, its descriptors locked, and room for `count`.
+    let outcome = unsafe { try_msix(dev, vectors, count) };
+    // SAFETY: a live function.
+    let device = unsafe { device(dev) };
+    match outcome {
+        Outcome::Done => 0,
+        Outcome::Fewer(fewer) => {
+            dev_info!(
                 device,
-                "{} MSI-X vectors wanted, one request carries {}\n",
+                "{} MSI-X vectors wanted, {} may be had\n",
                 count,
-                MAX_MSIX_VECTORS
+                fewer
             );
-            return EINVAL.to_errno();
+            fewer.into()
         }
+        Outcome::Failed(errno) => {
+            dev_warn!(device, "the backend gives no MSI-X: error {}\n", errno);
+            errno.saturating_neg()
+        }
+    }
+}
+
+/// Asks for `count` vectors and puts them into `vectors`.
+///
+/// # Safety
+///
+/// `dev` must be a live function whose MSI descriptors are locked, and `vectors` have room for
+/// `count`.
+unsafe fn try_msix(
+    dev: *mut bindings::pci_dev,
+    vectors: *mut ffi::c_int,
+    count: ffi::c_int,
+) -> Outcome {
+    let wanted = match first_request(count) {
+        Ok(wanted) => wanted,
+        Err(outcome) => return outcome,
     };
     let mut numbers = [0u16; MAX_MSIX_VECTORS as usize];
-    // SAFETY: the caller holds the descriptor lock; the array has room for all.
-    let known = unsafe { sys::msix_wanted(dev, numbers.as_mut_ptr(), count) };
-    if known != count {
-        return EINVAL.to_errno();
-    }
+    // SAFETY: the descriptors are locked; the array has room for all.
+    let known = unsafe { sys::msix_wanted(dev, numbers.as_mut_ptr(), wanted.into()) };
     let mut entries = [MsixEntry::default(); MAX_MSIX_VECTORS as usize];
     for (entry, number) in entries.iter_mut().zip(numbers) {
         *entry = MsixEntry {
@@ -129,22 +156,25 @@ extern "C" fn enable_msix(
             entry: number,
         };
     }
-    let Some(entries) = entries.get_mut(..usize::from(wanted)) else {
-        return EINVAL.to_errno();
+    let Some(entries) = entries
+        .get_mut(..usize::from(wanted))
+        .filter(|_| known == count)
+    else {
+        return Outcome::Failed(EINVAL.to_errno().saturating_neg());
     };
     // SAFETY: a live function.
-    let answer = unsafe { ask(dev, Opcode::EnableMsix, u32::from(wanted), entries) };
-    if answer != Ok(0) || entries.iter().any(|e| e.vector == 0 || e.vector == !0) {
-        // SAFETY: a live function.
-        let device = unsafe { device(dev) };
-        dev_warn!(device, "the backend gives no MSI-X: {:?}\n", answer);
-        return EINVAL.to_errno();
+    let outcome = match unsafe { ask(dev, Opcode::EnableMsix, wanted.into(), entries) } {
+        Ok(answer) => msix_outcome(answer.err, answer.value, entries),
+        // No backend: asking again for fewer would only take longer.
+        Err(status) => Outcome::Failed(errno_of(status.to_wire())),
+    };
+    if outcome == Outcome::Done {
+        for (at, entry) in entries.iter().enumerate() {
+            // SAFETY: room for `count`, which is the number of entries.
+            unsafe { *vectors.add(at) = ffi::c_int::from(entry.vector) };
+        }
     }
-    for (at, entry) in entries.iter().enumerate() {
-        // SAFETY: the caller wants `count` vectors.
-        unsafe { *vectors.add(at) = ffi::c_int::from(entry.vector) };
-    }
-    0
+    outcome
 }
 
 extern "C" fn disable_msix(dev: *mut bindings::pci_dev) {

@@ -5,28 +5,32 @@
 //!
 //! ```text
 //!  PCI core ──▶ bus ──┐                       ┌──▶ page + event channel ──▶ backend
-//!  MSI code ──▶ msi ──┴──▶ transport ─────────┘
+//!  MSI code ──▶ msi ──┴──▶ transport ─────────┘            │
+//!                             recovery ◀───────────────────┘ error messages
 //!  xenbus   ──▶ device: makes the transport, scans and removes the buses
 //! ```
 
 mod bus;
 mod device;
 mod msi;
+mod recovery;
 mod transport;
 
 use device::Frontend;
 use kernel::prelude::*;
-use xen::xenbus;
+use xen::{work::OpenQueue, xenbus};
 
 /// The kernel that this module was built for; see `xen::check_kernel_version`.
 const BUILT_FOR: &str = include!(env!("XENPCI_UTS_FILE"));
 
-/// The module. Fields are dropped in this order: devices first, then the MSI entry points.
+/// The module. Fields are dropped in this order: devices first, then the MSI entry points, then what
+/// the devices' work runs on.
 #[pin_data]
 struct Module {
     #[pin]
     _driver: xenbus::Registration<Frontend>,
     _msi: msi::Hooks,
+    _queue: OpenQueue,
 }
 
 impl kernel::InPlaceModule for Module {
@@ -37,6 +41,8 @@ impl kernel::InPlaceModule for Module {
                 return Err(ENODEV);
             }
             Ok(try_pin_init!(Self {
+                // Initialised in this order: what is needed first.
+                _queue: transport::QUEUE.open(c"xen-pcifront")?,
                 _msi: msi::Hooks::install(),
                 _driver <- xenbus::Registration::new(c"pcifront", c"xen_pcifront", module),
             }))

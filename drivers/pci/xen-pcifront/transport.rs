@@ -3,182 +3,362 @@
 //! One request at a time to the backend, and its answer.
 //!
 //! *Owns* the granted page and the event channel. *Callers*: configuration accessors (any context,
-//! any vCPU, interrupts on or off) and the MSI code. *Lock*: `turn`, a raw spin lock with
-//! interrupts off, held over the whole exchange; nothing else is taken inside it.
+//! any vCPU, interrupts on or off), the MSI code, and [`crate::device`], which makes and ends it
+//! (may sleep). *Lock*: `turn`, a raw spin lock with interrupts off, held over the whole exchange;
+//! nothing else is taken inside it. What may be sent, how long its answer is waited for, and what is
+//! told about it is decided in [`pciif::exchange`], where the rule stands that no late answer is
+//! taken for that of another request.
 //!
 //! # The wait
 //!
 //! The protocol has to be answered where the PCI core stands, which may be atomic, so the vCPU waits
-//! in the hypervisor until the event channel is pending (`SCHEDOP_poll`). Two things could make it
-//! wait for an event that has come already:
+//! in the hypervisor until the event channel is pending (`SCHEDOP_poll`). There is no spin before
+//! it: the backend answers on another vCPU, often on the same CPU. Two things could make it wait for
+//! an event that has come already:
 //!
-//! * another vCPU takes the event as an interrupt, between our look at the flag and the poll. So the
-//!   channel stays masked for good: a masked port becomes pending, and ends a poll, but is delivered
-//!   to nobody. Masking it for each exchange is not enough: the handler of the event before, which
-//!   another vCPU had begun to run, can acknowledge ours. It also saves an interrupt for each
-//!   answer. What the backend would say unasked are error messages (AER), and those it sends
-//!   only to a frontend that has announced a handler, which we do not do yet;
+//! * another vCPU takes the event as an interrupt, between our look at the flag and the poll. See
+//!   below;
 //! * a deadline on the wrong scale. [`xen::clock`] says how it is made.
 //!
-//! # An answer that does not come
+//! # The interrupt
 //!
-//! Only the backend clears the `active` flag. After [`PATIENCE`] the caller gets an error, and as long
-//! as the flag stays set every further request fails at once: so a late answer finds its own request
-//! in the page and can never be taken for that of another one. When it has come, the link works
-//! again.
+//! The backend speaks unasked, too: error messages (AER) come over the same channel. So the channel is
+//! bound with a handler, but its events are not delivered while requests are made. The late EOI
+//! does that:
+//!
+//! ```text
+//!          event is delivered: the core masks the channel, the handler sets `held`
+//!   armed ─────────────────────────────────────────────────────────────────────────▶ held
+//!     ◀─────────────────────────────────────────────────────────────────────────
+//!          the work item, REST later, under `turn`: clears `held`, gives the EOI
+//! ```
+//!
+//! While it is *held* no vCPU can take an event away: it stays pending until a poll or the
+//! EOI finds it. While it is *armed* the answer to a request may be delivered to another vCPU in
+//! just the wrong moment. So a waiter looks at `held` *before* it looks at the flag, and sleeps for
+//! [`SHORT`] at most if it was not set: at worst the first answer after each rest costs that much. `held` is
+//! cleared under `turn` only, never during an exchange.
+//!
+//! So a guest with one vCPU takes no interrupt at all, one with several takes one in each [`REST`]
+//! of work, an idle guest none; and a backend that floods the channel gets one interrupt per REST, and is
+//! then held back by the core, because the EOI says that the event was for nothing (XSA-391).
+//!
+//! An error message that arrives while the channel is held is found after the exchange (its
+//! flag is looked at after the last time that the event was cleared), or at the EOI.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use crate::recovery;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::{
     prelude::*,
-    sync::{Arc, ArcBorrow},
+    sync::{Arc, ArcBorrow, LockClassKey},
+    time::{delay::fsleep, Delta},
 };
 use pciif::{
+    exchange::{Exchange, Note, Refusal},
     op::OpStatus,
     wire::{self, MsixEntry, PciOp},
 };
 use xen::{
     clock::{self, PollClock},
-    event::{EventChannel, Handler, Irq},
+    event::{EventChannel, Handler, Irq, IrqCell},
     lock::IrqLock,
     new_irq_lock,
-    page::GrantedPage,
+    page::{GrantedPage, SharedPage},
+    work::{Item, Queue, Run},
     xenbus,
 };
 
-/// How long an answer may take, in ns. A backend on a busy host can need a while; a dead one costs
-/// this once.
-const PATIENCE: i64 = 5_000_000_000;
-
 /// The longest single wait in the hypervisor, in ns: a bound for the case that everything else
-/// fails, not a period.
+/// fails, not a period. A link that is given up by another thread is noticed after it.
 const SLICE: u32 = 1_000_000_000;
+/// The same while another vCPU could take the event, in ns.
+const SHORT: u32 = 1_000_000;
+/// How long the channel stays held after an event, in ms.
+const REST: i64 = 100;
+/// Error messages that one run of the work item serves.
+const MOST_MESSAGES: u32 = 16;
 
-/// What is protected by the exchange's lock.
-struct Turn {
-    /// A request was given up and its answer is still out.
-    overdue: bool,
-}
+/// Where the work items of all links run.
+pub(crate) static QUEUE: Queue = Queue::closed();
 
-/// The connection to the backend.
+/// What the handler, the work item and the waiters share.
 #[pin_data]
-pub(crate) struct Transport {
+pub(crate) struct Link {
     #[pin]
-    turn: IrqLock<Turn>,
+    turn: IrqLock<Exchange>,
+    #[pin]
+    errors: Item<Link, 0>,
     clock: PollClock,
+    irq: IrqCell,
+    /// An event was delivered and its EOI is still out.
+    held: AtomicBool,
+    /// A request was made since the last EOI: the event had a reason.
+    used: AtomicBool,
     /// The backend is gone: nothing is sent any more.
     gone: AtomicBool,
-    /// Dropped before the page: no event may find it missing.
-    channel: EventChannel<Silence>,
+    /// The link is being taken down: no work is started.
+    ending: AtomicBool,
+    /// Counts how often answers of before stopped being worth anything.
+    losses: AtomicU32,
     page: GrantedPage,
 }
 
-/// The handler of a channel that is masked for good.
-struct Silence;
+xen::has_work_item!(Link, 0, errors);
 
-impl Handler for Silence {
-    fn on_event(_this: ArcBorrow<'_, Self>, irq: Irq) {
-        irq.eoi(true);
+/// The backend's answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    /// As the protocol numbers it; a backend may also let an errno through.
+    pub(crate) err: i32,
+    pub(crate) value: u32,
+}
+
+impl Answer {
+    /// The value, or the protocol's status.
+    pub(crate) fn value(self) -> Result<u32, OpStatus> {
+        OpStatus::from_wire(self.err).ok().map(|()| self.value)
     }
+}
+
+/// The connection to the backend.
+pub(crate) struct Transport {
+    /// Dropped first: no event may find the page missing.
+    channel: EventChannel<Link>,
+    link: Arc<Link>,
 }
 
 impl Transport {
     /// Makes page and channel; nothing is published yet.
     pub(crate) fn new(dev: &xenbus::Device) -> Result<Arc<Self>> {
         let page = GrantedPage::new(dev)?;
-        let handler = Arc::new(Silence, GFP_KERNEL)?;
-        let channel = EventChannel::allocate(dev, c"pcifront", handler)?;
-        // Before the backend knows the port, so before the first event.
-        channel.irq().mask();
-        Arc::pin_init(
-            pin_init!(Self {
-                turn <- new_irq_lock!(Turn { overdue: false }, "pcifront_turn"),
+        page.page().set_flag(wire::FLAG_PCIB_AERHANDLER);
+        let link = Arc::pin_init(
+            pin_init!(Link {
+                turn <- new_irq_lock!(Exchange::new(), "pcifront_turn"),
+                errors <- Item::new(c"pcifront_errors", work_class()),
                 clock: PollClock::new(),
+                irq: IrqCell::empty(),
+                held: AtomicBool::new(false),
+                used: AtomicBool::new(false),
                 gone: AtomicBool::new(false),
-                channel,
+                ending: AtomicBool::new(false),
+                losses: AtomicU32::new(0),
                 page,
             }),
             GFP_KERNEL,
-        )
+        )?;
+        let channel = EventChannel::allocate(dev, c"pcifront", link.clone())?;
+        link.irq.set(channel.irq());
+        Ok(Arc::new(Self { channel, link }, GFP_KERNEL)?)
     }
 
     /// Grant reference and port, for the backend.
     pub(crate) fn keys(&self) -> (u32, u32) {
-        (self.page.grant(), self.channel.port())
+        (self.link.page.grant(), self.channel.port())
     }
 
-    /// From now on every request fails at once with `DevNotFound`: functions read as all ones.
+    /// From now on every request fails at once with `DevNotFound`: functions read as all ones. A
+    /// request that is out is given up. Atomic.
     pub(crate) fn set_gone(&self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.link.gone.store(true, Ordering::Relaxed);
+        self.link.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that changes whenever answers of before stop being worth anything. Atomic.
+    pub(crate) fn losses(&self) -> u32 {
+        self.link.losses.load(Ordering::Relaxed)
+    }
+
+    /// Whether `other` is the link of this transport.
+    pub(crate) fn is(&self, other: &Link) -> bool {
+        core::ptr::eq(&*self.link, other)
     }
 
     /// Sends a request without MSI-X entries and waits for the answer. Atomic.
+    ///
+    /// # Errors
+    ///
+    /// The backend's status; `DevNotFound` when it is gone, `OpFailed` when it does not answer.
     pub(crate) fn request(&self, op: &PciOp) -> Result<u32, OpStatus> {
-        self.exchange(op, &mut [])
+        self.exchange(op, &mut [])?.value()
     }
 
-    /// Sends a request and waits for the answer: the value, and the vectors of `entries`. Atomic.
+    /// Sends a request and waits for the answer, and, if it is a success, the vectors of `entries`.
+    /// Atomic.
     ///
     /// Only the words that the request needs cross the page: nine, and one for each entry.
     ///
     /// # Errors
     ///
-    /// The backend's status; `DevNotFound` when it is gone, `OpFailed` when it does not answer.
-    pub(crate) fn exchange(&self, op: &PciOp, entries: &mut [MsixEntry]) -> Result<u32, OpStatus> {
+    /// `DevNotFound` when the backend is gone, `OpFailed` when it does not answer.
+    pub(crate) fn exchange(
+        &self,
+        op: &PciOp,
+        entries: &mut [MsixEntry],
+    ) -> Result<Answer, OpStatus> {
+        let answer = self.link.exchange(self.channel.irq(), op, entries);
+        if self.link.page.page().flag(wire::FLAG_PCIB_ACTIVE) {
+            Link::start_work(&self.link);
+        }
+        answer
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        self.link.ending.store(true, Ordering::Release);
+        // After this no handler runs, so nothing is put into the queue any more.
+        self.channel.irq().mask_and_wait();
+        Item::<Link, 0>::cancel(&self.link);
+    }
+}
+
+fn work_class() -> Pin<&'static LockClassKey> {
+    kernel::static_lock_class!()
+}
+
+impl Handler for Link {
+    fn on_event(this: ArcBorrow<'_, Self>, _irq: Irq) {
+        // The EOI is the work item's.
+        this.held.store(true, Ordering::Release);
+        Self::start_work(&this.into());
+    }
+}
+
+impl Run<0> for Link {
+    fn run(this: Arc<Self>) {
+        let served = recovery::serve(&this, MOST_MESSAGES);
+        if served == 0 && !this.ending.load(Ordering::Acquire) {
+            fsleep(Delta::from_millis(REST));
+        }
+        this.arm(served > 0);
+        // One that the last run left behind, or whose event an exchange has cleared.
+        if this.page.page().flag(wire::FLAG_PCIB_ACTIVE) {
+            if served == MOST_MESSAGES {
+                fsleep(Delta::from_millis(REST));
+            }
+            Self::start_work(&this);
+        }
+    }
+}
+
+impl Link {
+    fn start_work(this: &Arc<Self>) {
+        if !this.ending.load(Ordering::Acquire) {
+            QUEUE.add::<Link, 0>(this.clone());
+        }
+    }
+
+    /// The shared page.
+    pub(crate) fn page(&self) -> &SharedPage {
+        self.page.page()
+    }
+
+    /// Whether the link still stands.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.gone.load(Ordering::Relaxed) && !self.ending.load(Ordering::Acquire)
+    }
+
+    /// Sends an event. Not after the link has ended.
+    pub(crate) fn notify(&self) {
+        if let Some(irq) = self.irq.get() {
+            irq.notify();
+        }
+    }
+
+    /// Gives the EOI if it is out; `served` when the event brought an error message.
+    fn arm(&self, served: bool) {
+        let turn = self.turn.lock();
+        if self.held.swap(false, Ordering::AcqRel) {
+            let used = self.used.swap(false, Ordering::Relaxed);
+            if let Some(irq) = self.irq.get() {
+                irq.eoi(!served && !used);
+            }
+        }
+        drop(turn);
+    }
+
+    fn exchange(
+        &self,
+        irq: Irq,
+        op: &PciOp,
+        entries: &mut [MsixEntry],
+    ) -> Result<Answer, OpStatus> {
         let mut turn = self.turn.lock();
         let page = self.page.page();
         if self.gone.load(Ordering::Relaxed) {
-            return Err(OpStatus::DevNotFound);
+            turn.set_gone();
         }
-        if turn.overdue {
-            if page.flag(wire::FLAG_PCIF_ACTIVE) {
-                return Err(OpStatus::OpFailed);
+        let patience = match turn.begin(page.flag(wire::FLAG_PCIF_ACTIVE)) {
+            Ok(patience) => patience,
+            Err((refusal, note)) => {
+                if note.is_some() {
+                    self.losses.fetch_add(1, Ordering::Relaxed);
+                }
+                tell(note);
+                return Err(match refusal {
+                    Refusal::Gone => OpStatus::DevNotFound,
+                    Refusal::Overdue => OpStatus::OpFailed,
+                });
             }
-            turn.overdue = false;
-            pr_info!("the backend answers again\n");
-        }
+        };
 
         for (at, word) in op.to_words().into_iter().enumerate() {
             page.write(wire::OP + 4 * at, word);
         }
         for (at, entry) in (0..).zip(entries.iter()) {
-            let offset = wire::msix_entry_offset(at).ok_or(OpStatus::OpFailed)?;
-            page.write(offset, entry.to_u32());
+            if let Some(offset) = wire::msix_entry_offset(at) {
+                page.write(offset, entry.to_u32());
+            }
         }
 
-        let irq = self.channel.irq();
+        self.used.store(true, Ordering::Relaxed);
         irq.clear_pending();
         page.set_flag(wire::FLAG_PCIF_ACTIVE);
         irq.notify();
-        let answered = self.wait(irq);
-
+        let start = clock::now();
+        let answered = self.wait(irq, start, patience);
+        let note = turn.finish(answered, clock::now().saturating_sub(start));
         if !answered {
-            turn.overdue = true;
-            pr_err!(
-                "the backend has not answered in {} s; its devices read as absent until it does\n",
-                PATIENCE / 1_000_000_000
-            );
+            self.losses.fetch_add(1, Ordering::Relaxed);
+        }
+        if !self.gone.load(Ordering::Relaxed) {
+            tell(note);
+        }
+        if !answered {
             return Err(OpStatus::OpFailed);
         }
-        // CAST: the same 32 bits, as the protocol declares them.
-        OpStatus::from_wire(page.read(wire::OP_ERR) as i32).ok()?;
-        for (at, entry) in (0..).zip(entries.iter_mut()) {
-            let offset = wire::msix_entry_offset(at).ok_or(OpStatus::OpFailed)?;
-            entry.vector = MsixEntry::from_u32(page.read(offset)).vector;
+        let answer = Answer {
+            // CAST: the same 32 bits, as the protocol declares them.
+            err: page.read(wire::OP_ERR) as i32,
+            value: page.read(wire::OP_VALUE),
+        };
+        if answer.err == 0 {
+            for (at, entry) in (0..).zip(entries.iter_mut()) {
+                let word = wire::msix_entry_offset(at).map_or(0, |offset| page.read(offset));
+                entry.vector = MsixEntry::from_u32(word).vector;
+            }
         }
-        Ok(page.read(wire::OP_VALUE))
+        Ok(answer)
     }
 
     /// Waits until the backend has cleared the flag. Interrupts are off.
-    fn wait(&self, irq: Irq) -> bool {
+    fn wait(&self, irq: Irq, start: i64, patience: i64) -> bool {
         let page = self.page.page();
-        let mut started = None;
-        while page.flag(wire::FLAG_PCIF_ACTIVE) {
-            let start = *started.get_or_insert_with(clock::now);
-            if clock::now().saturating_sub(start) > PATIENCE {
-                return false;
+        loop {
+            // Before the flag: see the head of the file.
+            let held = self.held.load(Ordering::Acquire);
+            if !page.flag(wire::FLAG_PCIF_ACTIVE) {
+                return true;
             }
             let before = clock::now();
-            self.clock.poll(irq, SLICE);
+            let left = patience.saturating_sub(before.saturating_sub(start));
+            if left <= 0 || self.gone.load(Ordering::Relaxed) {
+                return false;
+            }
+            let longest = if held { SLICE } else { SHORT };
+            let slice = u32::try_from(left).unwrap_or(u32::MAX).min(longest);
+            self.clock.poll(irq, slice);
             // The event of the answer before, if it came late, must not end the next poll too.
             irq.clear_pending();
             if page.flag(wire::FLAG_PCIF_ACTIVE) {
@@ -188,6 +368,22 @@ impl Transport {
                 kernel::pr_warn_once!("an answer came without its event\n");
             }
         }
-        true
+    }
+}
+
+/// Writes a line, if there is one. Atomic.
+fn tell(note: Option<Note>) {
+    match note {
+        None => {}
+        Some(Note::GivenUp { waited }) => pr_err!(
+            "the backend has not answered in {} ms; its devices read as absent until it does\n",
+            waited / 1_000_000
+        ),
+        Some(Note::SlotTaken) => {
+            pr_err!(
+                "the backend holds the request slot; its devices read as absent until it lets go\n"
+            );
+        }
+        Some(Note::AnswersAgain) => pr_info!("the backend answers again\n"),
     }
 }

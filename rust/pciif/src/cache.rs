@@ -250,10 +250,7 @@ impl ConstantCache {
         let leads = |at: u32| (at & 0xfc) / 4 == u32::from(dword);
         self.known(FIRST_CAPABILITY, FIRST_CAPABILITY_BITS)
             .is_some_and(leads)
-            || matches!(
-                self.walk(|_, header| leads(header >> 8)),
-                Walk::Found
-            )
+            || matches!(self.walk(|_, header| leads(header >> 8)), Walk::Found)
     }
 
     /// The same for the list of extended capabilities.

@@ -101,7 +101,11 @@ impl Exchange {
         if taken {
             let own = self.overdue;
             self.overdue = true;
-            let note = if own { None } else { self.trouble(Note::SlotTaken) };
+            let note = if own {
+                None
+            } else {
+                self.trouble(Note::SlotTaken)
+            };
             return Err((Refusal::Overdue, note));
         }
         self.overdue = false;

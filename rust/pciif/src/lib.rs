@@ -18,6 +18,7 @@
 //!   enable, MSI, administrator ─────▶ intx                 who acknowledges a shared line
 //!   errors of the hierarchy ────────▶ aer                  what a guest may say to them
 //!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
+//!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
 //!   error messages to the frontend ─▶ recovery             which handler, which verdict
 //! ```
 //!
@@ -54,4 +55,5 @@ pub mod slot;
 pub mod state;
 pub mod text;
 pub mod topology;
+pub mod vectors;
 pub mod wire;

@@ -67,6 +67,8 @@
 //!
 //! Rules of the frontend:
 //!
+//! * It starts again by itself for a backend that closed it and is there again (its driver was
+//!   unbound and bound).
 //! * It publishes its page to a backend that is starting (Initialising, InitWait, Initialised). A
 //!   backend in another state still has the link of an earlier frontend: writing Initialising and
 //!   waiting makes it come back to InitWait. A backend that never comes back is the caller's to
@@ -173,6 +175,8 @@ pub const fn backend_step(own: State, front: State, link_up: bool, online: bool)
         State::Closed if !online => Do::Unregister,
         State::Closed => match own {
             State::Closed if !link_up => Do::Wait,
+            // A new life of the backend, which the closed frontend has not seen yet.
+            State::InitWait | State::Initialised if !link_up => Do::Export,
             _ => Do::Disconnect {
                 then: State::Closed,
             },
@@ -243,6 +247,9 @@ pub enum FrontendAction {
     Rescan,
     /// Remove all root buses if there are any, then switch to Closed.
     Close,
+    /// Write Initialising, then as [`FrontendAction::Publish`]: a backend that had ended is there
+    /// again.
+    StartAgain,
 }
 
 /// Decides for the frontend: `own` state and the backend's state.
@@ -264,6 +271,9 @@ pub const fn frontend_step(own: State, back: State) -> FrontendAction {
         },
         State::Initialising | State::InitWait | State::Initialised => match own {
             State::Initialising => Do::Publish,
+            // Ours was Closed, so it was another life of the backend that closed us. One that is
+            // Initialising is not there yet.
+            State::Closed if !matches!(back, State::Initialising) => Do::StartAgain,
             _ => Do::Wait,
         },
         State::Connected => match own {
@@ -339,8 +349,8 @@ mod tests {
         let online = [
             "U....gd..", // Unknown
             "U....gd..", // Initialising
-            "UEEEEgdEE", // InitWait
-            "UEEA.gd..", // Initialised
+            "UEEEEgEEE", // InitWait
+            "UEEA.gE..", // Initialised
             "UN...gd..", // Connected
             "U.....d..", // Closing
             "UN.N.....", // Closed
@@ -391,7 +401,7 @@ mod tests {
     }
 
     /// Rows: own state 0 to 8. Columns: the backend's state 0 to 8. '.' wait, P publish, C connect,
-    /// D detach, R rescan, X close.
+    /// D detach, R rescan, X close, A start again.
     #[test]
     fn frontend_follows_the_table() {
         let table: Vec<String> = State::ALL
@@ -406,6 +416,7 @@ mod tests {
                         FrontendAction::Detach => 'D',
                         FrontendAction::Rescan => 'R',
                         FrontendAction::Close => 'X',
+                        FrontendAction::StartAgain => 'A',
                     })
                     .collect()
             })
@@ -417,7 +428,7 @@ mod tests {
             "....CXXD.", // Initialised
             "X....XXD.", // Connected
             ".....XX..", // Closing
-            ".........", // Closed
+            "..AA.....", // Closed
             "X...RXX.R", // Reconfiguring
             "X...RXX.R", // Reconfigured
         ];
@@ -519,6 +530,7 @@ mod tests {
                 }
                 FrontendAction::Detach => self.front = State::Reconfiguring,
                 FrontendAction::Close => self.front = State::Closed,
+                FrontendAction::StartAgain => self.front = State::Initialised,
             }
             true
         }
@@ -610,6 +622,26 @@ mod tests {
                 assert!(pair.link_up);
                 assert_eq!(pair.scans, 2);
             }
+        });
+    }
+
+    #[test]
+    fn backend_that_starts_again_finds_its_frontend() {
+        for_every_order(|order| {
+            let mut pair = Pair::new();
+            pair.settle(0);
+            // Its driver is unbound, and bound again.
+            pair.link_up = false;
+            pair.back = State::Closed;
+            while pair.step_frontend() {}
+            assert_eq!(pair.front, State::Closed);
+            pair.back = State::InitWait;
+            pair.settle(order);
+            assert_eq!(
+                (pair.back, pair.front),
+                (State::Connected, State::Connected)
+            );
+            assert!(pair.link_up);
         });
     }
 
