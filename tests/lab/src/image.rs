@@ -68,8 +68,8 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 # The console carries the agent's frames from here on.
 dmesg -n 1
 case " $(cat /proc/cmdline) " in
-*" front=none "*) ;;
 *" front=c "*) insmod /modules/c/xen-pcifront.ko ;;
+*" front=none "*) ;;
 *) insmod /modules/rust/xen-pcifront.ko ;;
 esac
 exec agent serve /dev/hvc0
@@ -125,6 +125,7 @@ pub fn make(paths: &Paths) -> Result<Images> {
         "/usr/bin/xenstore-ls",
         "/usr/bin/xenstore-read",
         "/usr/bin/xenstore-write",
+        "/usr/bin/xenstore-chmod",
         "/usr/bin/xenstore-rm",
     ])?;
     // pthread_cancel loads it at run time.

@@ -46,7 +46,7 @@ pub const STANDARD: Profile = Profile {
     devices: &[
         "-netdev user,id=net0 -device e1000e,netdev=net0,addr=5.0",
         "-device pci-testdev,addr=6.0",
-        "-drive if=none,id=disk7,file={run}/disk7,format=raw -device nvme,serial=seven,drive=disk7,addr=7.0",
+        "-drive if=none,id=disk7,file={run}/disk7,format=raw -device nvme,serial=seven,drive=disk7,addr=7.0,max_ioqpairs=199,msix_qsize=200",
         "-netdev user,id=net9 -device rtl8139,netdev=net9,addr=9.0,romfile=",
         // Two of a kind, with INTx and MSI.
         "-device edu,addr=a.0 -device edu,addr=b.0",
