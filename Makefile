@@ -23,6 +23,7 @@ help:
 	@echo '  make test         all tests: check, test-pure and the lab'
 	@echo '  make lab          only the lab; ARGS= names cases'
 	@echo '  make test-full    the same with the long cases of the lab'
+	@echo '  make soak         100 guests for each backend, all have to connect; CONNECTS= another number'
 	@echo '  make shell        the console of dom0 in the lab, with a guest running'
 	@echo
 	@echo '  make setup        only fill the cache: root file system, kernel, Rust metadata'
@@ -59,6 +60,8 @@ lab:
 	@scripts/lab run $(ARGS)
 demo shell:
 	@scripts/lab $@ $(ARGS)
+soak:
+	@CONNECTS=$(or $(CONNECTS),100) scripts/lab run every_guest_connects
 test:
 	@scripts/test check pure lab
 test-full:
@@ -68,6 +71,6 @@ clean:
 distclean: clean
 	$(if $(filter yes,$(CACHE)),scripts/setup remove,@echo 'the cache stays: CACHE=yes removes it')
 
-.PHONY: help setup modules install uninstall check test-pure lab demo shell test test-full clean distclean
+.PHONY: help setup modules install uninstall check test-pure lab demo shell soak test test-full clean distclean
 .DEFAULT_GOAL := help
 endif

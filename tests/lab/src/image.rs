@@ -117,7 +117,14 @@ pub fn make(paths: &Paths) -> Result<Images> {
     guest.pack(&guest_image)?;
 
     let dom0 = Tree::new(work.join("dom0"))?;
-    let tools = ["xl", "xenstored", "xenconsoled", "xen-init-dom0"].map(|t| format!("{XEN}/{t}"));
+    let tools = [
+        "xl",
+        "xenstored",
+        "xenconsoled",
+        "xen-init-dom0",
+        "libxl-save-helper",
+    ]
+    .map(|t| format!("{XEN}/{t}"));
     let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
     dom0.programs(&tools)?;
     dom0.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;

@@ -48,7 +48,7 @@ enum Do {
         /// As many repetitions as the issues ask for.
         #[arg(long)]
         full: bool,
-        /// Guests in a row that have to connect.
+        /// Guests that have to connect to each backend.
         #[arg(long, env = "CONNECTS")]
         connects: Option<u32>,
         /// Rounds of binding and unbinding.
@@ -108,7 +108,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             reads,
         } => {
             let cycles = cycles.unwrap_or(if *full { 2_000 } else { 100 });
-            let connects = connects.unwrap_or(if *full { 20 } else { 4 });
+            let connects = connects.unwrap_or(if *full { 20 } else { 10 });
             let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
             let counts = (connects, cycles, reads);
             run_cases(arguments, &images, words, counts)

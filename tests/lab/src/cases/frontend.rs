@@ -78,12 +78,50 @@ pub const CASES: &[Case] = &[
         run: hot_plug,
     },
     Case {
+        name: "save_of_a_guest_with_a_device_costs_it_nothing",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: save,
+    },
+    Case {
         name: "nvme_reads_back_64_mib_while_lspci_runs_on_four_vcpus",
         ends: Ends::RustFrontend,
         profile: &STANDARD,
         run: disk,
     },
 ];
+
+/// What the toolstack does with a guest that has a device is printed; the guest and its device have to
+/// survive it.
+fn save(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let guest = lab.machine.guest(
+        "save",
+        &GuestOptions {
+            front: lab.front,
+            memory: 256,
+            devices: &[NIC],
+            ..GuestOptions::default()
+        },
+    )?;
+    start_nic(&guest)?;
+    let answer = lab
+        .machine
+        .ask("xl save -c save /tmp/save.image 2>&1; rc=$?; ls -l /tmp/save.image; rm -f /tmp/save.image; exit $rc", 200)?;
+    println!(
+        "    xl save -c: status {}: {}",
+        answer.status,
+        answer.output.trim()
+    );
+    println!("    {}", guest.sh("dmesg | tail -n 12")?.trim());
+    ensure!(
+        guest
+            .sh("ping -c 3 -W 10 10.0.2.2")?
+            .contains("3 packets received"),
+        "no answer after a save"
+    );
+    guest.destroy()
+}
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 
