@@ -8,7 +8,7 @@
 //! | key | meaning |
 //! |---|---|
 //! | `num_devs`, `vdev-N`, `root_num`, `root-N` | as a backend publishes them; a function is there if it is listed, even if the frontend is not to know (`hidden-N`) |
-//! | `mode` | `good`; `dead` answers nothing; `late` answers after 7 s; `nonsense` answers with numbers that mean nothing; `flood` answers, and sends events without end; `hold` sets the request flag itself; `gone` reads as all ones |
+//! | `mode` | `good`; `dead` answers nothing, and takes no part in a change of states; `late` answers after 7 s; `nonsense` answers with numbers that mean nothing; `flood` answers, and sends events without end; `hold` sets the request flag itself; `gone` reads as all ones |
 //! | `bar` | address of BAR 0 of every function, 4 KiB; 0 or none for no BAR |
 //! | `message` | `COMMAND STATE DEVFN NUMBER` in hex: sends an error message when it changes; the verdict goes into `verdict` |
 //!
@@ -197,7 +197,10 @@ impl Run<0> for Server {
 impl Server {
     fn serve(&self, irq: Irq) {
         let page = self.page.page();
-        if self.device.is(Mode::Dead) || !page.flag(wire::FLAG_PCIF_ACTIVE) {
+        if self.device.is(Mode::Dead)
+            || self.device.is(Mode::Hold)
+            || !page.flag(wire::FLAG_PCIF_ACTIVE)
+        {
             return;
         }
         let mut words = [0; wire::OP_WORDS];
@@ -224,9 +227,6 @@ impl Server {
         page.write(wire::OP_VALUE, value);
         page.write(wire::OP_ERR, err);
         page.clear_flag(wire::FLAG_PCIF_ACTIVE);
-        if self.device.is(Mode::Hold) {
-            page.set_flag(wire::FLAG_PCIF_ACTIVE);
-        }
         irq.notify();
     }
 }
@@ -302,6 +302,9 @@ impl Run<0> for Backend {
             this.listen();
             // What was left unanswered in another mode.
             if let Some(link) = &*this.link.lock() {
+                if this.shared.is(Mode::Hold) {
+                    link.server.page.page().set_flag(wire::FLAG_PCIF_ACTIVE);
+                }
                 QUEUE.add::<Server, 0>(link.server.clone());
             }
             if this.dying.load(Ordering::Acquire) || !this.step() {
@@ -409,6 +412,9 @@ impl Backend {
 
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
+        if self.shared.is(Mode::Dead) {
+            return false;
+        }
         let state = match self.next() {
             BackendAction::Wait | BackendAction::Unregister => return false,
             BackendAction::Export if self.dev.own_state() == State::Initialised => return false,

@@ -70,7 +70,7 @@ static enum hrtimer_restart read_timer(struct hrtimer *timer)
 	if (in_hardirq())
 		atomic_inc(&in_interrupt);
 	look(readers);
-	hrtimer_forward_now(timer, ms_to_ktime(1));
+	hrtimer_forward_now(timer, ms_to_ktime(20));
 	return HRTIMER_RESTART;
 }
 
@@ -84,7 +84,7 @@ static void read_all(struct pci_dev *dev)
 	atomic_set(&readers.left, threads);
 	init_completion(&readers.done);
 	hrtimer_setup_on_stack(&readers.timer, read_timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
-	hrtimer_start(&readers.timer, ms_to_ktime(1), HRTIMER_MODE_REL_HARD);
+	hrtimer_start(&readers.timer, ms_to_ktime(20), HRTIMER_MODE_REL_HARD);
 	for (i = 0; i < threads; i++)
 		kthread_run(read_thread, &readers, "guestdrv/%d", i);
 	wait_for_completion(&readers.done);

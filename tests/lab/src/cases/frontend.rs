@@ -447,7 +447,7 @@ fn backend_dies(lab: &Lab<'_>) -> Result<()> {
         appears(guest, FIRST)?;
         bad.until_front("4", 20)?;
         // It ends, and starts again.
-        lab.sh("echo pci-*-0 >/dev/null; cd /sys/bus/xen-backend/drivers/badback && d=$(basename $(ls -d pci-*)) && echo $d >unbind && echo $d >/tmp/badback-device")?;
+        lab.sh("cd /sys/bus/xen-backend/drivers/badback && d=$(basename $(ls -d pci-*)) && echo $d >unbind && echo $d >/tmp/badback-device")?;
         guest.until(&format!("! [ -e {DEVICES}/{FIRST} ]"), 30)?;
         bad.until_front("6", 20)?;
         lab.sh("cat /tmp/badback-device >/sys/bus/xen-backend/drivers/badback/bind")?;
@@ -455,8 +455,9 @@ fn backend_dies(lab: &Lab<'_>) -> Result<()> {
         bad.until_front("4", 20)?;
         ensure!(word(guest, FIRST, 0)? == IDS, "not well again");
         // In the middle of a change of its list.
+        bad.write("mode", "dead")?;
         bad.write("state", "7")?;
-        bad.until_front("4|7", 20)?;
+        bad.until_front("7", 20)?;
         lab.sh(&format!("xenstore-rm {}", bad.back))?;
         guest.until(&format!("! [ -e {DEVICES}/{FIRST} ]"), 30)?;
         guest.sh("rmmod xen_pcifront")?;
@@ -482,7 +483,7 @@ fn vectors(lab: &Lab<'_>) -> Result<()> {
             .parse()?;
         println!("    wanted {wanted}, got {got}");
         ensure!((1..=128).contains(&got), "{log}");
-        ensure!(got == wanted.min(got.max(1)), "{log}");
+        ensure!(got <= wanted, "{log}");
         let bound = guest.sh("grep -c pcifront-msi-x /proc/interrupts; true")?;
         println!("    {} in /proc/interrupts", bound.trim());
         guest.sh("rmmod guestdrv && ! grep -q pcifront-msi-x /proc/interrupts")?;
