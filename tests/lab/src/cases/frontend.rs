@@ -217,12 +217,10 @@ impl<'a> Bad<'a> {
 /// Takes badback away, whatever came of the case.
 fn with_badback(lab: &Lab<'_>, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let result = run();
-    let tidy = lab.sh(
-        "xenstore-rm /local/domain/0/backend/pci 2>/dev/null
+    let tidy = lab.sh("xenstore-rm /local/domain/0/backend/pci 2>/dev/null
          for d in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy $d; done
          i=0; while grep -q ^badback /proc/modules && ! rmmod badback 2>/dev/null; do
-           i=$((i + 1)); [ $i = 60 ] && exit 1; sleep 0.5; done; true",
-    );
+           i=$((i + 1)); [ $i = 60 ] && exit 1; sleep 0.5; done; true");
     result.and(tidy.map(|_| ()))
 }
 
@@ -300,9 +298,13 @@ fn rebind(lab: &Lab<'_>) -> Result<()> {
         "no answer after a pause"
     );
     // With vectors live and the driver bound.
-    guest.sh(&format!(
-        "grep -q pcifront-msi /proc/interrupts && rmmod xen_pcifront && ! test -e {DEVICES}/{FIRST} && ! grep -q pcifront /proc/interrupts"
-    ))?;
+    let interrupts = || guest.sh("cat /proc/interrupts");
+    let before = interrupts()?;
+    ensure!(before.contains("pcifront-msi"), "no vectors: {before}");
+    guest.sh("rmmod xen_pcifront")?;
+    guest.sh(&format!("! test -e {DEVICES}/{FIRST}"))?;
+    let after = interrupts()?;
+    ensure!(!after.contains("pcifront"), "still bound: {after}");
     let start = Instant::now();
     guest.sh_within("insmod /modules/rust/xen-pcifront.ko", 120)?;
     if lab.back == "rust" {
