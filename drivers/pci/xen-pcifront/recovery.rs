@@ -10,7 +10,7 @@
 use crate::{bus, transport::Link};
 use kernel::prelude::*;
 use pciif::{
-    recovery::{ErrorMessage, Stage, Verdict},
+    aer::{ErrorMessage, Step, Verdict},
     wire,
 };
 use xen::{pci::Device, recovery};
@@ -40,14 +40,14 @@ fn handle(link: &Link, message: ErrorMessage) -> Verdict {
     let Some(function) = Device::find(message.sbdf).filter(|f| bus::is_behind(f, link)) else {
         return Verdict::None;
     };
-    if message.stage == Stage::SlotReset {
+    if message.step == Step::SlotReset {
         bus::forget_constants(&function);
     }
-    let verdict = recovery::run(&function, message.stage);
+    let verdict = recovery::run(&function, message.step);
     dev_info!(
         function.as_generic(),
         "error recovery: {:?}, the driver says {:?}\n",
-        message.stage,
+        message.step,
         verdict
     );
     verdict

@@ -36,7 +36,7 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 use pciif::{
-    aer::{Answer, Step},
+    aer::{Answer, ErrorMessage, Step},
     op::{OpStatus, Reply, Request},
     sbdf::Sbdf,
     wire::{self, MsixEntry, PciOp, MAX_MSIX_VECTORS},
@@ -226,13 +226,11 @@ impl Server {
             // It has not answered the message before.
             return Answer::TimedOut;
         }
-        let words = [
-            step.command(),
-            step.channel_state().number(),
-            u32::from(address.segment),
-            u32::from(address.bus),
-            u32::from(address.devfn.raw()),
-        ];
+        let words = ErrorMessage {
+            sbdf: address,
+            step,
+        }
+        .to_words();
         for (at, word) in words.into_iter().enumerate() {
             page.write(wire::AER + 4 * at, word);
         }

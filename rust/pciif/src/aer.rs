@@ -3,6 +3,15 @@
 //! Recovery from errors of the PCIe hierarchy (AER): what is asked of a guest, what it may answer,
 //! and what the host's PCI core is told (behaviour, section 5.5).
 //!
+//! # The frontend's side
+//!
+//! The backend writes a message into the error slot, sets its flag and waits; the frontend runs the
+//! bound driver's error handler, writes a verdict into the same slot and clears the flag. Messages
+//! come from another domain: what is no message gets the verdict that ends recovery, and no handler
+//! is called for it.
+//!
+//! # The backend's side
+//!
 //! The core walks over all functions below the port that saw the error, once for each [`Step`], and
 //! merges the votes of their drivers. One vote reaches functions of other owners: so a guest's answer
 //! only ever decides about its own functions.
@@ -14,6 +23,9 @@
 //! | wants a reset, and they are not | the step's default | no |
 //! | says none, disconnect, no driver, or a number that is no answer | the step's default | yes |
 //! | has no handler, is not connected, or does not answer in time | the step's default | yes |
+
+use crate::sbdf::Sbdf;
+use crate::wire::AER_WORDS;
 
 /// How the link to a function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +85,7 @@ impl Step {
     /// From the command and the state of a message; `None` for what is no message.
     pub const fn from_wire(command: u32, state: u32) -> Option<Self> {
         match command {
-            6 => Some(Step::Detected(ChannelState::from_number(state))),
+            6 if matches!(state, 1..=3) => Some(Step::Detected(ChannelState::from_number(state))),
             7 => Some(Step::Resume),
             8 => Some(Step::MmioEnabled),
             9 => Some(Step::SlotReset),
@@ -130,9 +142,60 @@ impl Verdict {
         }
     }
 
+    /// From what a driver's handler returned; a number that is no verdict gives the function up.
+    pub const fn from_handler(result: u32) -> Self {
+        // CAST: numbers above the verdicts stay above them, or become negative.
+        match Self::from_wire(result as i32) {
+            Some(verdict) => verdict,
+            None => Verdict::Disconnect,
+        }
+    }
+
+    /// What holds when the driver has no handler for a step. A driver that does not hear of errors
+    /// at all casts no vote, which ends recovery. One that does, but has nothing to do at a later
+    /// step, is content with it, as the PCI core itself takes it.
+    pub const fn without_handler(step: Step) -> Self {
+        match step {
+            Step::Detected(_) => Verdict::None,
+            Step::MmioEnabled | Step::SlotReset | Step::Resume => Verdict::Recovered,
+        }
+    }
+
     /// The number, for the kernel and for the page.
     pub const fn number(self) -> u32 {
         self as u32
+    }
+}
+
+/// A message, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorMessage {
+    /// The function, as the guest addresses it.
+    pub sbdf: Sbdf,
+    /// What has happened.
+    pub step: Step,
+}
+
+impl ErrorMessage {
+    /// Checks the words of the error slot: command, channel state, segment, bus, devfn. `None` for
+    /// what is no message.
+    pub fn parse(words: &[u32; AER_WORDS]) -> Option<Self> {
+        let [command, state, segment, bus, devfn] = *words;
+        Some(Self {
+            sbdf: Sbdf::from_wire(segment, bus, devfn)?,
+            step: Step::from_wire(command, state)?,
+        })
+    }
+
+    /// The words of the error slot, as [`Self::parse`] takes them.
+    pub fn to_words(self) -> [u32; AER_WORDS] {
+        [
+            self.step.command(),
+            self.step.channel_state().number(),
+            u32::from(self.sbdf.segment),
+            u32::from(self.sbdf.bus),
+            u32::from(self.sbdf.devfn.raw()),
+        ]
     }
 }
 
@@ -191,6 +254,9 @@ mod tests {
         for step in STEPS {
             let wire = (step.command(), step.channel_state().number());
             assert_eq!(Step::from_wire(wire.0, wire.1), Some(step));
+            let sbdf = Sbdf::new(1, 2, 3, 4).unwrap();
+            let message = ErrorMessage { sbdf, step };
+            assert_eq!(ErrorMessage::parse(&message.to_words()), Some(message));
         }
         for command in [0, 1, 2, 3, 4, 5, 10, u32::MAX] {
             assert_eq!(Step::from_wire(command, 1), None);
@@ -251,6 +317,50 @@ mod tests {
                 assert_eq!(decision.verdict, step.default_verdict());
                 assert!(decision.failed);
             }
+        }
+    }
+
+    #[test]
+    fn messages_are_those_of_the_protocol_and_nothing_else() {
+        let at = Sbdf::new(0, 0, 3, 1).unwrap();
+        let parse = |command, state| ErrorMessage::parse(&[command, state, 0, 0, 0x19]);
+        let is = |step| Some(ErrorMessage { sbdf: at, step });
+        assert_eq!(parse(6, 1), is(Step::Detected(ChannelState::Normal)));
+        assert_eq!(parse(6, 2), is(Step::Detected(ChannelState::Frozen)));
+        assert_eq!(
+            parse(6, 3),
+            is(Step::Detected(ChannelState::PermanentFailure))
+        );
+        assert_eq!(parse(7, 0), is(Step::Resume));
+        assert_eq!(parse(8, 77), is(Step::MmioEnabled));
+        assert_eq!(parse(9, u32::MAX), is(Step::SlotReset));
+        for command in (0..6).chain([10, 255, u32::MAX]) {
+            assert_eq!(parse(command, 1), None);
+        }
+        for state in [0, 4, u32::MAX] {
+            assert_eq!(parse(6, state), None);
+        }
+    }
+
+    #[test]
+    fn message_about_a_place_that_cannot_exist_is_none() {
+        for (segment, bus, devfn) in [
+            (0x10000, 0, 0),
+            (0, 256, 0),
+            (0, 0, 256),
+            (u32::MAX, u32::MAX, u32::MAX),
+        ] {
+            assert_eq!(ErrorMessage::parse(&[7, 1, segment, bus, devfn]), None);
+        }
+    }
+
+    #[test]
+    fn verdicts_have_their_numbers_and_strangers_give_up() {
+        for number in 1..=6 {
+            assert_eq!(Verdict::from_handler(number).number(), number);
+        }
+        for number in [0, 7, 0x7fff_ffff, u32::MAX] {
+            assert_eq!(Verdict::from_handler(number), Verdict::Disconnect);
         }
     }
 }

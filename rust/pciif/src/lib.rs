@@ -16,10 +16,9 @@
 //!   xenbus states of both ends ─────▶ state                what to do next
 //!   seize, assign, release, unbind ─▶ lifecycle            who owns the function
 //!   enable, MSI, administrator ─────▶ intx                 who acknowledges a shared line
-//!   errors of the hierarchy ────────▶ aer                  what a guest may say to them
+//!   errors of the hierarchy ────────▶ aer                  which handler, which verdict
 //!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
 //!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
-//!   error messages to the frontend ─▶ recovery             which handler, which verdict
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -49,7 +48,6 @@ pub mod intx;
 pub mod lifecycle;
 pub mod op;
 pub mod quirk;
-pub mod recovery;
 pub mod sbdf;
 pub mod slot;
 pub mod state;

@@ -214,7 +214,7 @@ fn report(machine: &Machine) {
         ("dom0's last messages", "dmesg | tail -n 25"),
         ("guests", "xl list"),
         ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
-        ("the last guest", "tail -n 20 $(ls -t /var/log/xen/guest-*.log | head -n 1)"),
+        ("the last guest", "grep -v ^@@ $(ls -t /var/log/xen/guest-*.log | head -n 1) | tail -n 15 | cut -c1-200"),
     ] {
         match machine.ask(command, 30) {
             Ok(answer) => println!("    -- {title}\n{}", answer.output.trim_end()),

@@ -258,7 +258,8 @@ fn cycles(lab: &Lab<'_>) -> Result<()> {
 
 fn sriov(lab: &Lab<'_>) -> Result<()> {
     const PF: &str = "/sys/bus/pci/devices/0000:01:00.0";
-    lab.sh(&format!("modprobe igb && echo 2 >{PF}/sriov_numvfs"))?;
+    // With the parameter the driver knows its virtual functions again when it comes back.
+    lab.sh("modprobe igb max_vfs=2")?;
     let functions = lab.sh(&format!(
         "for l in {PF}/virtfn*; do basename $(readlink $l); done"
     ))?;
