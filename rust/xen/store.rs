@@ -99,6 +99,16 @@ impl Scope {
             )
         })
     }
+
+    /// Removes `directory/key` and all below it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when there is no such key, or that of the store.
+    pub fn remove(self, directory: &CStr, key: &CStr) -> Result {
+        // SAFETY: both texts are NUL terminated.
+        to_result(unsafe { sys::xenbus_rm(self.raw(), directory.as_char_ptr(), key.as_char_ptr()) })
+    }
 }
 
 /// Runs `body` in a transaction: all of its writes become visible together or none does.

@@ -274,6 +274,12 @@ impl<T: Driver> Registration<T> {
         }
     }
 
+    /// The generic part of the C structure; registered as long as `self` lives.
+    pub fn driver(&self) -> *mut bindings::device_driver {
+        // SAFETY: within `raw`.
+        unsafe { &raw mut (*self.raw.get()).driver }
+    }
+
     extern "C" fn probe(
         dev: *mut sys::xenbus_device,
         _id: *const sys::xenbus_device_id,

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The commands. Words are separated by blanks; numbers are decimal or `0x` hexadecimal, negative ones
+//! are taken as the 32 bits of the page; `MS` is a time in ms. `OP` stands for the words
+//! `CMD DOMAIN BUS DEVFN OFFSET SIZE VALUE [ENTRY...]`.
+//!
+//! ```text
+//! open                     a new page and channel in place of those of before; nothing is published
+//! connect                  open, then publish them as a good frontend does
+//! keys                     ref=N port=N of the present ones
+//! close                    gives them up
+//! state N                  writes our state
+//! store KEY [TEXT]         writes a key of our directory
+//! remove KEY               removes it
+//! backend KEY              reads a key of the backend's directory
+//! wait MS N                until the backend's state is N
+//! flap MS N,N,...          writes these states, one after the other, as fast as it can; times=N
+//! op OP                    a request; err=N value=N entries=N other=N, see `op`
+//! post OP                  a request without waiting for its answer
+//! flood MS OP              a request as soon as the one before is answered; answered=N other_err=N
+//! flip MS [OFFSET A B]...  writes A and B in turn to these words of the page; times=N
+//! events N                 N events without a request
+//! flag set|clear BIT       changes one bit of the flags
+//! peek OFFSET              value=N of a word of the page
+//! poke OFFSET VALUE        writes a word of the page
+//! aer MS ACTION [N]        waits for an error message of the backend, then `ignore`s it, `answer`s with
+//!                          result N, or writes state Closing (`closing`) and leaves it unanswered
+//! ```
+
+use crate::peer::{Link, Peer, WORDS};
+use kernel::{
+    fmt,
+    prelude::*,
+    str::CString,
+    time::{delay::fsleep, Delta},
+};
+use pciif::wire::{self, PciOp};
+use xen::{clock, store, xenbus};
+
+/// How long one answer may take, in ms. A storm before it can have delayed the event by a second.
+const PATIENCE: u32 = 20_000;
+
+/// The result of a command.
+pub(crate) struct Text(KVec<u8>);
+
+impl Text {
+    /// Nothing said yet.
+    pub(crate) fn new() -> Self {
+        Self(KVec::new())
+    }
+
+    /// What was said.
+    pub(crate) fn into_bytes(self) -> KVec<u8> {
+        self.0
+    }
+
+    fn say(&mut self, text: fmt::Arguments<'_>) -> Result {
+        fmt::Write::write_fmt(self, text).map_err(|_| ENOMEM)
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0
+            .extend_from_slice(text.as_bytes(), GFP_KERNEL)
+            .map_err(|_| fmt::Error)
+    }
+}
+
+/// The words of a command that are left.
+struct Words<'a>(core::str::SplitAsciiWhitespace<'a>);
+
+impl<'a> Words<'a> {
+    fn text(&mut self) -> Result<&'a str> {
+        self.0.next().ok_or(EINVAL)
+    }
+
+    fn number(&mut self) -> Result<u32> {
+        number(self.text()?)
+    }
+
+    fn end(&mut self) -> Result {
+        match self.0.next() {
+            None => Ok(()),
+            Some(_) => Err(EINVAL),
+        }
+    }
+
+    /// A request and the entries behind it.
+    fn op(&mut self) -> Result<(PciOp, KVec<u32>)> {
+        let mut word = || self.number();
+        let (cmd, domain, bus, devfn) = (word()?, word()?, word()?, word()?);
+        let (offset, size, value) = (word()?, word()?, word()?);
+        // CAST: the same 32 bits, as the protocol declares them.
+        let (offset, size) = (offset as i32, size as i32);
+        let mut entries = KVec::new();
+        for text in self.0.by_ref() {
+            entries.push(number(text)?, GFP_KERNEL)?;
+        }
+        let op = PciOp {
+            cmd,
+            domain,
+            bus,
+            devfn,
+            offset,
+            size,
+            value,
+            ..PciOp::default()
+        };
+        Ok((op, entries))
+    }
+}
+
+/// A number as 32 bits.
+fn number(text: &str) -> Result<u32> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let value = match digits.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => digits.parse(),
+    };
+    let value = value.map_err(|_| EINVAL)?;
+    Ok(if negative {
+        value.wrapping_neg()
+    } else {
+        value
+    })
+}
+
+/// Runs one command.
+///
+/// # Errors
+///
+/// `EINVAL` for a command that is none; `ETIMEDOUT` when something did not come; that of the store.
+pub(crate) fn run(peer: &Peer, text: &[u8], out: &mut Text) -> Result {
+    let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let mut words = Words(text.split_ascii_whitespace());
+    let name = words.text()?;
+    let directory = peer.dev.directory();
+    match name {
+        "open" => {
+            peer.open()?;
+        }
+        "connect" => peer.publish(&*peer.open()?)?,
+        "keys" => {
+            let (grant, port) = peer.link()?.keys();
+            return out.say(fmt!("ref={grant} port={port}"));
+        }
+        "close" => peer.close(),
+        "state" => write_state(peer, words.number()?)?,
+        "store" => {
+            let key = CString::try_from_fmt(fmt!("{}", words.text()?))?;
+            // What is behind the blank after the key, blanks and line ends included.
+            let value = text.splitn(3, ' ').nth(2).unwrap_or("");
+            return store::NOW.write(directory, &key, fmt!("{value}"));
+        }
+        "remove" => {
+            let key = CString::try_from_fmt(fmt!("{}", words.text()?))?;
+            store::NOW.remove(directory, &key)?;
+        }
+        "backend" => {
+            let key = CString::try_from_fmt(fmt!("{}", words.text()?))?;
+            let value = store::NOW.read(peer.dev.peer_directory(), &key)?;
+            out.say(fmt!(
+                "{}",
+                core::str::from_utf8(value.bytes()).unwrap_or("?")
+            ))?;
+        }
+        "wait" => return wait(peer, words.number()?, words.number()?, out),
+        "flap" => return flap(peer, words.number()?, words.text()?, out),
+        "op" => return op(peer, &mut words, out),
+        "post" => {
+            let (op, entries) = words.op()?;
+            peer.link()?.post(&op, &entries);
+        }
+        "flood" => return flood(peer, words.number()?, &mut words, out),
+        "flip" => return flip(peer, words.number()?, &mut words, out),
+        "events" => {
+            let link = peer.link()?;
+            for _ in 0..words.number()? {
+                link.notify();
+            }
+        }
+        "flag" => {
+            let link = peer.link()?;
+            let set = words.text()?;
+            let bit = words.number()?.min(31);
+            match set {
+                "set" => link.page().set_flag(bit),
+                "clear" => link.page().clear_flag(bit),
+                _ => return Err(EINVAL),
+            }
+        }
+        "peek" => {
+            let value = peer.link()?.page().read(words.offset()?);
+            out.say(fmt!("value={value:#x}"))?;
+        }
+        "poke" => peer.link()?.page().write(words.offset()?, words.number()?),
+        "aer" => return aer(peer, words.number()?, &mut words, out),
+        _ => return Err(EINVAL),
+    }
+    words.end()
+}
+
+impl Words<'_> {
+    /// The byte offset of a word of the page.
+    fn offset(&mut self) -> Result<usize> {
+        // CAST: 32 bits fit.
+        Ok(self.number()? as usize)
+    }
+}
+
+fn write_state(peer: &Peer, state: u32) -> Result {
+    store::NOW.write(peer.dev.directory(), c"state", fmt!("{state}"))
+}
+
+fn wait(peer: &Peer, ms: u32, wanted: u32, out: &mut Text) -> Result {
+    let wanted = xenbus::state(wanted);
+    let start = clock::now();
+    loop {
+        let state = peer.dev.peer_state();
+        if state == wanted {
+            return Ok(());
+        }
+        if !peer.goes_on(start, ms) {
+            out.say(fmt!("the backend's state is {}", state.number()))?;
+            return Err(ETIMEDOUT);
+        }
+        fsleep(Delta::from_millis(10));
+    }
+}
+
+fn flap(peer: &Peer, ms: u32, states: &str, out: &mut Text) -> Result {
+    let start = clock::now();
+    let mut times = 0u32;
+    while peer.goes_on(start, ms) {
+        for state in states.split(',') {
+            write_state(peer, number(state)?)?;
+            times = times.wrapping_add(1);
+        }
+    }
+    out.say(fmt!("times={times}"))
+}
+
+/// One request. The result says what the backend wrote: `entries` counts the MSI-X entries that changed,
+/// `other` all further words of the page that did, apart from the answer and the bit of the request.
+fn op(peer: &Peer, words: &mut Words<'_>, out: &mut Text) -> Result {
+    let (op, entries) = words.op()?;
+    let link = peer.link()?;
+    let page = link.page();
+    // A pattern where nobody has anything to write.
+    for part in [wire::MSIX_ENTRIES..wire::AER, wire::SHARED_SIZE..WORDS * 4] {
+        for at in part.step_by(4) {
+            page.write(at, pattern(at));
+        }
+    }
+    let mut before = KVec::new();
+    link.prepare(&op, &entries);
+    for at in 0..WORDS {
+        before.push(page.read(at * 4), GFP_KERNEL)?;
+    }
+    link.post(&op, &entries);
+    if !peer.answered(&link, PATIENCE) {
+        out.say(fmt!("no answer"))?;
+        return Err(ETIMEDOUT);
+    }
+    let (mut changed, mut other) = (0u32, 0u32);
+    for (at, old) in (0..).step_by(4).zip(&before) {
+        let new = page.read(at);
+        if new == *old || at == wire::OP_ERR || at == wire::OP_VALUE {
+            continue;
+        }
+        if (wire::MSIX_ENTRIES..wire::AER).contains(&at) {
+            changed += 1;
+        } else {
+            other += 1;
+        }
+    }
+    // CAST: the same 32 bits, as the protocol declares them.
+    let err = page.read(wire::OP_ERR) as i32;
+    let value = page.read(wire::OP_VALUE);
+    out.say(fmt!(
+        "err={err} value={value:#x} entries={changed} other={other}"
+    ))
+}
+
+/// A word that is not zero and differs from its neighbours.
+fn pattern(at: usize) -> u32 {
+    // CAST: an offset in a page.
+    (at as u32).wrapping_mul(0x0101_0101) ^ 0xa5a5_5a5a
+}
+
+fn flood(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
+    let (op, entries) = words.op()?;
+    let link = peer.link()?;
+    let start = clock::now();
+    let (mut answered, mut other) = (0u32, 0u32);
+    let mut first = None;
+    while peer.goes_on(start, ms) {
+        link.post(&op, &entries);
+        // An end that stops answering ends the flood, it is no error of the command.
+        if !peer.answered(&link, 3_000) {
+            return out.say(fmt!(
+                "answered={answered} err={} other_err={other} then silence",
+                first.unwrap_or(1)
+            ));
+        }
+        answered = answered.wrapping_add(1);
+        // CAST: the same 32 bits, as the protocol declares them.
+        let err = link.page().read(wire::OP_ERR) as i32;
+        if *first.get_or_insert(err) != err {
+            other = other.wrapping_add(1);
+        }
+    }
+    out.say(fmt!(
+        "answered={answered} err={} other_err={other}",
+        first.unwrap_or(1)
+    ))
+}
+
+fn flip(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
+    let link = peer.link()?;
+    let mut all = KVec::new();
+    while let Ok(text) = words.text() {
+        // CAST: 32 bits fit.
+        let offset = number(text)? as usize;
+        all.push((offset, words.number()?, words.number()?), GFP_KERNEL)?;
+    }
+    let start = clock::now();
+    let mut times = 0u32;
+    while peer.goes_on(start, ms) {
+        for _ in 0..256 {
+            for (offset, a, _) in &all {
+                link.page().write(*offset, *a);
+            }
+            for (offset, _, b) in &all {
+                link.page().write(*offset, *b);
+            }
+        }
+        times = times.wrapping_add(256);
+    }
+    out.say(fmt!("times={times}"))
+}
+
+fn aer(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
+    let action = words.text()?;
+    let link: &Link = &*peer.link()?;
+    let page = link.page();
+    let start = clock::now();
+    while !page.flag(wire::FLAG_PCIB_ACTIVE) {
+        if !peer.goes_on(start, ms) {
+            out.say(fmt!("no message"))?;
+            return Err(ETIMEDOUT);
+        }
+        fsleep(Delta::from_millis(2));
+    }
+    let word = |at: usize| page.read(wire::AER + 4 * at);
+    out.say(fmt!(
+        "cmd={} err={} domain={:#x} bus={:#x} devfn={:#x}",
+        word(0),
+        word(1),
+        word(2),
+        word(3),
+        word(4)
+    ))?;
+    match action {
+        "ignore" => Ok(()),
+        "answer" => {
+            page.write(wire::AER + 4, words.number()?);
+            page.clear_flag(wire::FLAG_PCIB_ACTIVE);
+            link.notify();
+            Ok(())
+        }
+        "closing" => write_state(peer, 5),
+        _ => Err(EINVAL),
+    }
+}
