@@ -40,6 +40,7 @@ fn peer() -> Result<Arc<Peer>> {
 fn store(lane: usize, text: &[u8]) -> Result {
     let mut out = command::Text::new();
     let peer = peer()?;
+    peer.begin();
     let result = command::run(&peer, text, &mut out);
     if let Some(place) = RESULTS.lock().get_mut(lane) {
         *place = out.into_bytes();

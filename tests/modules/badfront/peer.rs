@@ -7,8 +7,10 @@
 //! mutex held to look or to change only; `turn`, innermost, keeps interrupts off for one wait in the
 //! hypervisor.
 //!
-//! The core's copy of our state stays Initialising: a stored Initialising that differs from the copy would
-//! be taken for a device that was reset, and the driver unbound.
+//! The core's copy of our state is not the stored one. While the module is loaded it is Closed, as the
+//! core would else wait for minutes for a device that connects by itself. With the first command it becomes
+//! Initialising and stays so: a stored Initialising that differs from the copy would be taken for a device
+//! that was reset, and the driver unbound.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
@@ -119,7 +121,7 @@ impl xenbus::Driver for Peer {
             }),
             GFP_KERNEL,
         )?;
-        dev.state_was_written(State::Initialising);
+        dev.state_was_written(State::Closed);
         *crate::PEER.lock() = Some(this.clone());
         Ok(this)
     }
@@ -134,6 +136,11 @@ impl xenbus::Driver for Peer {
 }
 
 impl Peer {
+    /// The module is loaded: from now on the core may take the device for one that starts.
+    pub(crate) fn begin(&self) {
+        self.dev.state_was_written(State::Initialising);
+    }
+
     /// Whether a command that runs for a while goes on: the device is there and `ms` have not passed since
     /// `start`.
     pub(crate) fn goes_on(&self, start: i64, ms: u32) -> bool {

@@ -1,7 +1,315 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a hostile frontend may try over the page, the event channel and the store (section E; 39 to 41, 74 to 76, 79 to 82).
+//! What a hostile frontend may try over the page, the event channel and the store (section E; 39 to 41,
+//! 74 to 76).
+//!
+//! The guests load `badfront` (see `tests/modules/badfront`), which does what a case tells it to. The cases
+//! look at outcomes: the answer and what else of the page has changed, dom0's own view of the devices, the
+//! counters of the event channel, the lines in dom0's log. They share guests, as each costs its start.
 
-use super::Case;
+use super::{Case, Ends, Lab};
+use crate::machine::{Guest, GuestOptions, STANDARD};
+use anyhow::{ensure, Context, Result};
 
-pub const CASES: &[Case] = &[];
+pub const CASES: &[Case] = &[Case {
+    name: "check_47_48_50_74_75_76_bad_requests_get_the_protocols_error_and_touch_nothing",
+    ends: Ends::RustBackend,
+    profile: &STANDARD,
+    run: requests,
+}];
+
+/// What the bad guest has, in the order of its virtual slots: MSI-X and PCI Express; nothing at all; INTx
+/// only and 256 bytes of configuration space; MSI and INTx.
+const DEVICES: [&str; 4] = [
+    "0000:00:05.0",
+    "0000:00:06.0",
+    "0000:00:09.0",
+    "0000:00:0a.0",
+];
+/// `domain bus devfn` of each in the guest.
+const NIC: &str = "0 0 0";
+const TESTDEV: &str = "0 0 8";
+const RTL: &str = "0 0 16";
+const EDU: &str = "0 0 24";
+
+const SUCCESS: i32 = 0;
+const NOT_FOUND: i32 = -1;
+const INVALID_OFFSET: i32 = -2;
+const NOT_IMPLEMENTED: i32 = -4;
+const FAILED: i32 = -5;
+
+/// A guest with the bad frontend.
+struct Bad<'a> {
+    guest: Guest<'a>,
+}
+
+/// What came of one request.
+#[derive(Debug)]
+struct Reply {
+    err: i64,
+    value: i64,
+    /// MSI-X entries of the page that changed.
+    entries: i64,
+    /// Further words of the page that changed.
+    other: i64,
+}
+
+/// The number behind `key=` in a result.
+fn figure(text: &str, key: &str) -> Result<i64> {
+    let word = text
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    let word = word.with_context(|| format!("no {key} in: {text}"))?;
+    let value = match word.strip_prefix("0x") {
+        Some(hex) => i64::from_str_radix(hex, 16),
+        None => word.parse(),
+    };
+    value.with_context(|| format!("{key} in: {text}"))
+}
+
+impl<'a> Bad<'a> {
+    fn start(lab: &Lab<'a>, name: &str, devices: &[&str]) -> Result<Self> {
+        let guest = lab.machine.guest(
+            name,
+            &GuestOptions {
+                front: "none",
+                vcpus: 2,
+                devices,
+                ..GuestOptions::default()
+            },
+        )?;
+        guest.sh("insmod /modules/test/badfront.ko")?;
+        Ok(Self { guest })
+    }
+
+    /// Runs commands one after the other; gives status and result of each.
+    fn try_all(&self, commands: &[String], seconds: u64) -> Result<Vec<(bool, String)>> {
+        let mut script = String::from(
+            "cd /sys/bus/xen/drivers/badfront
+             r() { printf %s \"$1\" | dd of=run0 bs=4096 2>/dev/null; echo \"$? $(cat run0)\"; }\n",
+        );
+        for command in commands {
+            script += &format!("r '{command}'\n");
+        }
+        let text = self.guest.sh_within(&script, seconds)?;
+        let results: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(status, result)| (status == "0", result.trim().to_owned()))
+            .collect();
+        ensure!(
+            results.len() == commands.len(),
+            "{} commands, but: {text}",
+            commands.len()
+        );
+        Ok(results)
+    }
+
+    /// As [`Self::try_all`]; all have to succeed.
+    fn all(&self, commands: &[String]) -> Result<Vec<String>> {
+        let results = self.try_all(commands, 120)?;
+        let each = commands.iter().zip(results);
+        each.map(|(command, (ok, result))| {
+            ensure!(ok, "{command:?} failed: {result}");
+            Ok(result)
+        })
+        .collect()
+    }
+
+    fn one(&self, command: &str) -> Result<String> {
+        Ok(self.all(&[command.to_owned()])?.remove(0))
+    }
+
+    /// Connects as a good frontend does.
+    fn connect(&self) -> Result<()> {
+        self.all(&["connect".to_owned(), "wait 30000 4".to_owned()])?;
+        Ok(())
+    }
+
+    /// Requests and their answers.
+    fn ops(&self, ops: &[String]) -> Result<Vec<Reply>> {
+        let commands: Vec<_> = ops.iter().map(|op| format!("op {op}")).collect();
+        let results = self.all(&commands)?;
+        let reply = |text: &String| {
+            Ok(Reply {
+                err: figure(text, "err")?,
+                value: figure(text, "value")?,
+                entries: figure(text, "entries")?,
+                other: figure(text, "other")?,
+            })
+        };
+        results.iter().map(reply).collect()
+    }
+
+    /// Requests that have to get this error, and nothing else of the page may change.
+    fn refused(&self, what: &str, error: i32, ops: &[String]) -> Result<()> {
+        for (op, reply) in ops.iter().zip(self.ops(ops)?) {
+            ensure!(
+                reply.err == i64::from(error)
+                    && (reply.value, reply.entries, reply.other) == (0, 0, 0),
+                "{what}: {op}: {reply:?}, not error {error}"
+            );
+        }
+        println!(
+            "    {what}: {} requests, each with error {error}",
+            ops.len()
+        );
+        Ok(())
+    }
+
+    /// One request that has to succeed; its value.
+    fn op(&self, op: &str) -> Result<i64> {
+        let reply = self.ops(&[op.to_owned()])?.remove(0);
+        ensure!(
+            reply.err == i64::from(SUCCESS) && reply.other == 0,
+            "{op}: {reply:?}"
+        );
+        Ok(reply.value)
+    }
+}
+
+/// dom0's view of the devices.
+fn hardware(lab: &Lab<'_>) -> Result<String> {
+    let each = DEVICES.map(|device| format!("lspci -xxxx -s {device}"));
+    lab.sh(&each.join("; "))
+}
+
+fn unchanged(lab: &Lab<'_>, before: &str, what: &str) -> Result<()> {
+    let now = hardware(lab)?;
+    let changed: Vec<_> = before
+        .lines()
+        .zip(now.lines())
+        .filter(|(a, b)| a != b)
+        .map(|(a, b)| format!("{a}\nbecame\n{b}"))
+        .collect();
+    ensure!(
+        before == now,
+        "{what}: the device changed: {}",
+        changed.join("\n")
+    );
+    Ok(())
+}
+
+/// Lines in dom0's log.
+fn log_lines(lab: &Lab<'_>) -> Result<u32> {
+    Ok(lab.sh("dmesg | wc -l")?.trim().parse()?)
+}
+
+/// What a guest provokes may add a few lines to dom0's log, whatever the count of its attempts.
+fn log_is_bounded(lab: &Lab<'_>, before: u32, what: &str) -> Result<()> {
+    let lines = log_lines(lab)?.saturating_sub(before);
+    ensure!(
+        lines <= 24,
+        "{what}: {lines} lines in dom0's log: {}",
+        lab.sh("dmesg | tail -n 40")?
+    );
+    Ok(())
+}
+
+fn requests(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:06.0)(00:09.0)(00:0a.0)'")?;
+    let bad = Bad::start(lab, "bad", &DEVICES)?;
+    bad.connect()?;
+    ensure!(
+        bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "the NIC's ids"
+    );
+    let start = hardware(lab)?;
+    let lines = log_lines(lab)?;
+
+    // 47
+    let mut commands: Vec<u32> = (6..=10).collect();
+    commands.extend([255, 256, 0x8000_0000, u32::MAX]);
+    let ops: Vec<_> = commands
+        .iter()
+        .map(|cmd| format!("{cmd:#x} {NIC} 0 4 0x12345678"))
+        .collect();
+    bad.refused("47: unknown commands", NOT_IMPLEMENTED, &ops)?;
+    let mut ops = Vec::new();
+    for address in [
+        "0 0 1",
+        "0 0 32",
+        "0 0 255",
+        "0 0 256",
+        "0 1 0",
+        "0 256 0",
+        "1 0 0",
+        "0x10000 0 0",
+        "-1 -1 -1",
+        "0x80000000 0 0",
+    ] {
+        for cmd in 0..6 {
+            ops.push(format!("{cmd} {address} 4 2 1"));
+        }
+    }
+    bad.refused("47: unknown functions", NOT_FOUND, &ops)?;
+    let mut ops = Vec::new();
+    for size in [
+        "0",
+        "3",
+        "8",
+        "-1",
+        "0x7fffffff",
+        "0x80000000",
+        "5",
+        "0x104",
+    ] {
+        for cmd in 0..2 {
+            ops.push(format!("{cmd} {NIC} 4 {size} 0"));
+        }
+    }
+    for (offset, size) in [
+        (1, 2),
+        (1, 4),
+        (2, 4),
+        (3, 2),
+        (3, 4),
+        (0xfff, 2),
+        (0xffe, 4),
+    ] {
+        for cmd in 0..2 {
+            ops.push(format!("{cmd} {NIC} {offset} {size} 0"));
+        }
+    }
+    bad.refused("47: sizes", INVALID_OFFSET, &ops)?;
+    unchanged(lab, &start, "47")?;
+
+    // 48, then once more with everything permitted.
+    let mut ops = Vec::new();
+    for offset in [
+        "-4092",
+        "-4",
+        "-4096",
+        "-8192",
+        "4096",
+        "4100",
+        "8192",
+        "0x10000",
+        "0x7ffffffc",
+        "0x80000000",
+        "0x80000004",
+    ] {
+        for device in [NIC, RTL, TESTDEV] {
+            for size in [1, 2, 4] {
+                ops.push(format!("1 {device} {offset} {size} 0xffffffff"));
+            }
+            ops.push(format!("0 {device} {offset} 4 0"));
+        }
+    }
+    for offset in [256, 260, 0x200, 0xffc] {
+        ops.push(format!("1 {RTL} {offset} 4 0xffffffff"));
+        ops.push(format!("0 {RTL} {offset} 4 0"));
+    }
+    bad.refused("48: offsets", INVALID_OFFSET, &ops)?;
+    unchanged(lab, &start, "48")?;
+    for device in DEVICES {
+        lab.sh(&format!(
+            "printf {device} >/sys/bus/pci/drivers/pciback/permissive"
+        ))?;
+    }
+    bad.refused("48: offsets, permissive", INVALID_OFFSET, &ops)?;
+    unchanged(lab, &start, "48, permissive")?;
+    log_is_bounded(lab, lines, "47 and 48")?;
+
+    bad.guest.destroy()
+}
