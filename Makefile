@@ -14,7 +14,7 @@ $(XENPCI_TEST_MODULES:%=$(obj)/tests/modules/%): $(obj)/rust
 else
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
-export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS READS
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS READS STORM
 
 help:
 	@echo 'Xen PCI backend and frontend in Rust, for the stock kernel of Debian. Run as root:'

@@ -57,6 +57,9 @@ enum Do {
         /// Reads of the four vCPU case.
         #[arg(long, env = "READS")]
         reads: Option<u32>,
+        /// Length in ms of each flood and storm of a hostile frontend.
+        #[arg(long, env = "STORM")]
+        storm: Option<u32>,
     },
     /// Shows a NIC in a guest.
     Demo,
@@ -106,11 +109,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
             connects,
             cycles,
             reads,
+            storm,
         } => {
             let cycles = cycles.unwrap_or(if *full { 2_000 } else { 100 });
             let connects = connects.unwrap_or(if *full { 20 } else { 10 });
             let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
-            let counts = (connects, cycles, reads);
+            let storm = storm.unwrap_or(if *full { 60_000 } else { 3_000 });
+            let counts = (connects, cycles, reads, storm);
             run_cases(arguments, &images, words, counts)
         }
         Do::Demo => demo(arguments, &images),
@@ -139,7 +144,7 @@ fn run_cases(
     arguments: &Arguments,
     images: &Images,
     words: &[String],
-    (connects, cycles, reads): (u32, u32, u32),
+    (connects, cycles, reads, storm): (u32, u32, u32, u32),
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
@@ -172,6 +177,7 @@ fn run_cases(
             connects,
             cycles,
             reads,
+            storm,
         };
         for case in chosen.iter().filter(|c| c.profile.name == profile.name) {
             let start = Instant::now();
@@ -233,6 +239,7 @@ fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
         connects: 0,
         cycles: 0,
         reads: 0,
+        storm: 0,
     };
     println!("\ndom0: the NIC is hidden by xen-pciback\n");
     lab.load_with_nic()?;
@@ -268,6 +275,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
         connects: 0,
         cycles: 0,
         reads: 0,
+        storm: 0,
     };
     lab.load_with_nic()?;
     lab.nic_guest("guest")?;

@@ -98,6 +98,8 @@ pub struct Lab<'a> {
     pub cycles: u32,
     /// Reads of the case that reads from four vCPUs.
     pub reads: u32,
+    /// Length in ms of each flood and storm of a hostile frontend.
+    pub storm: u32,
 }
 
 const DRIVER: &str = "/sys/bus/pci/drivers/pciback";

@@ -12,7 +12,7 @@ use crate::machine::{Guest, GuestOptions, STANDARD};
 use anyhow::{ensure, Context, Result};
 
 pub const CASES: &[Case] = &[Case {
-    name: "check_47_48_50_74_75_76_bad_requests_get_the_protocols_error_and_touch_nothing",
+    name: "check_39_40_47_48_50_74_75_76_bad_requests_and_keys_are_refused_and_touch_nothing",
     ends: Ends::RustBackend,
     profile: &STANDARD,
     run: requests,
@@ -311,5 +311,223 @@ fn requests(lab: &Lab<'_>) -> Result<()> {
     unchanged(lab, &start, "48, permissive")?;
     log_is_bounded(lab, lines, "47 and 48")?;
 
+    msix(lab, &bad).context("50")?;
+    msi(lab, &bad).context("74 to 76")?;
+    keys(lab, &bad).context("39 and 40")?;
     bad.guest.destroy()
+}
+
+/// MSI-X requests that cannot be right enable nothing (50).
+fn msix(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
+    let lines = log_lines(lab)?;
+    let is_on = || -> Result<bool> {
+        let control = lab.sh("setpci -s 00:05.0 a2.w")?;
+        Ok(u16::from_str_radix(control.trim(), 16)? & 0x8000 != 0)
+    };
+    // Memory decoding, without which the table cannot be reached.
+    bad.op(&format!("1 {NIC} 4 2 6"))?;
+    let entries = |numbers: &[u32]| -> String {
+        let words: Vec<_> = numbers.iter().map(|n| format!("{:#x}", n << 16)).collect();
+        format!(" {}", words.join(" "))
+    };
+    let some = entries(&[0, 1, 2, 3, 4]);
+    let mut ops: Vec<_> = [
+        "0",
+        "129",
+        "0x10001",
+        "0xffffffff",
+        "0x80000000",
+        "0x80000001",
+    ]
+    .map(|count| format!("4 {NIC} 0 0 {count}{some}"))
+    .into();
+    for (count, numbers) in [
+        (2, entries(&[0, 0])),
+        (5, entries(&[0, 1, 2, 3, 3])),
+        (1, entries(&[5])),
+        (5, entries(&[0, 1, 2, 3, 5])),
+        (2, entries(&[0, 0x7ff])),
+        (2, entries(&[0, 0x800])),
+        (1, entries(&[0xffff])),
+        // Entries that nobody wrote, and more than the table has.
+        (6, some.clone()),
+        (128, some.clone()),
+    ] {
+        ops.push(format!("4 {NIC} 0 0 {count}{numbers}"));
+    }
+    // Functions without MSI-X.
+    for device in [TESTDEV, RTL, EDU] {
+        ops.push(format!("4 {device} 0 0 1{some}"));
+    }
+    bad.refused("50: MSI-X", FAILED, &ops)?;
+    ensure!(!is_on()?, "MSI-X is on");
+    // What is right works, and only its entries are written.
+    let good = format!("4 {NIC} 0 0 2{}", entries(&[0, 4]));
+    let reply = bad.ops(&[good.clone()])?.remove(0);
+    ensure!(
+        reply.err == i64::from(SUCCESS) && (reply.entries, reply.other) == (2, 0),
+        "{good}: {reply:?}"
+    );
+    ensure!(is_on()?, "MSI-X is not on");
+    bad.refused(
+        "50: a second MSI-X, or MSI",
+        FAILED,
+        &[good, format!("2 {NIC} 0 0 0")],
+    )?;
+    bad.op(&format!("5 {NIC} 0 0 0"))?;
+    ensure!(!is_on()?, "MSI-X is still on");
+    log_is_bounded(lab, lines, "50")
+}
+
+/// Failing MSI requests without end (74); ends of what never began, with and without an interrupt (75); a
+/// failure leaves the interrupt of before (76).
+fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
+    let lines = log_lines(lab)?;
+    let start = hardware(lab)?;
+    // Counts apart.
+    let handlers = || {
+        lab.machine.ask(
+            "sed 's/:[0-9]*$//' /sys/bus/pci/drivers/pciback/irq_handlers 2>/dev/null",
+            20,
+        )
+    };
+    let handlers_before = handlers()?.output;
+    for _ in 0..2 {
+        for device in [TESTDEV, RTL, EDU, NIC] {
+            for cmd in [3, 5] {
+                let value = bad.op(&format!("{cmd} {device} 0 0 0"))?;
+                ensure!(device != TESTDEV || value == 0, "{device} has no interrupt");
+            }
+        }
+    }
+    let mut floods = vec![
+        format!("flood {} 2 {RTL} 0 0 0", lab.storm),
+        format!("flood {} 4 {RTL} 0 0 1 0", lab.storm),
+        format!("flood {} 4 {NIC} 0 0 2 0 0", lab.storm),
+    ];
+    for flood in &floods {
+        let result = bad.one(flood)?;
+        println!("    74: {flood}: {result}");
+        ensure!(
+            figure(&result, "answered")? > 0
+                && figure(&result, "err")? == i64::from(FAILED)
+                && figure(&result, "other_err")? == 0,
+            "{flood}: {result}"
+        );
+    }
+    unchanged(lab, &start, "75 and 76")?;
+    ensure!(handlers()?.output == handlers_before, "76: irq_handlers");
+    // The same with MSI on: it stays on, and goes.
+    let pirq = bad.op(&format!("2 {EDU} 0 0 0"))?;
+    ensure!(pirq > 0, "MSI without an interrupt");
+    floods = vec![format!("flood {} 2 {EDU} 0 0 0", lab.storm)];
+    let result = bad.one(&floods[0])?;
+    ensure!(
+        figure(&result, "err")? == i64::from(FAILED) && figure(&result, "other_err")? == 0,
+        "{result}"
+    );
+    bad.op(&format!("3 {EDU} 0 0 0"))?;
+    bad.op(&format!("3 {EDU} 0 0 0"))?;
+    log_is_bounded(lab, lines, "74 to 76")
+}
+
+impl Bad<'_> {
+    /// Ends the connection and starts again, up to where a frontend publishes its keys.
+    fn restart(&self) -> Result<()> {
+        self.all(&restart())?;
+        Ok(())
+    }
+}
+
+fn restart() -> Vec<String> {
+    ["state 6", "wait 30000 6", "state 1", "wait 30000 3"]
+        .map(str::to_owned)
+        .into()
+}
+
+/// Keys that no good frontend writes (39), and a state too early (40).
+fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
+    let lines = log_lines(lab)?;
+    // 40
+    bad.restart()?;
+    for state in [4, 7, 8, 2] {
+        bad.one(&format!("state {state}"))?;
+        // Long enough for an event to be dealt with; a backend that is slower proves nothing here.
+        bad.guest.sh("sleep 0.5")?;
+        let backend = bad.one("backend state")?;
+        ensure!(
+            backend == "3",
+            "40: the frontend says {state}, the backend {backend}"
+        );
+    }
+    println!("    40: a state without keys connects nothing");
+    // 39
+    let long = "A".repeat(1900);
+    let variants: Vec<Vec<String>> = [
+        vec!["store magic 6"],
+        vec!["store magic %s%n%s%n%x"],
+        vec!["store magic 7\nevil: a line of the guest\n7"],
+        vec!["store magic \u{1b}[31m"],
+        vec![&*format!("store magic {long}")],
+        vec!["remove magic"],
+        vec!["remove pci-op-ref"],
+        vec!["store pci-op-ref %n"],
+        vec!["store pci-op-ref -1"],
+        vec!["store pci-op-ref 4000"],
+        vec!["remove event-channel"],
+        vec!["store event-channel 4000"],
+        vec!["store event-channel 4294967295"],
+    ]
+    .map(|keys| keys.into_iter().map(str::to_owned).collect())
+    .into();
+    for keys in &variants {
+        let mut commands = restart();
+        commands.extend(["open", "keys"].map(str::to_owned));
+        let text = bad.all(&commands)?.pop().unwrap_or_default();
+        let mut commands = vec![
+            format!("store pci-op-ref {}", figure(&text, "ref")?),
+            format!("store event-channel {}", figure(&text, "port")?),
+            "store magic 7".to_owned(),
+        ];
+        commands.extend(keys.iter().cloned());
+        commands.extend(["state 3", "wait 30000 5"].map(str::to_owned));
+        bad.all(&commands)
+            .with_context(|| format!("39: {keys:?}"))?;
+        let error = lab.sh(&format!(
+            "xenstore-read /local/domain/0/error/backend/pci/$(xl domid {})/0/error",
+            bad.guest.name
+        ))?;
+        ensure!(
+            error.starts_with(|c: char| c.is_ascii_digit()) && error.trim().lines().count() == 1,
+            "39: {keys:?}: the error in the store is {error:?}"
+        );
+    }
+    let log = lab.sh("dmesg")?;
+    ensure!(
+        !log.contains('\u{1b}')
+            && !log.contains(&"A".repeat(64))
+            && !log.lines().any(|line| line.contains("] evil")),
+        "39: the guest's text is in the log as it is"
+    );
+    println!(
+        "    39: {} kinds of bad keys, each ends in Closing",
+        variants.len()
+    );
+    // A good frontend connects afterwards.
+    bad.restart()?;
+    bad.connect()?;
+    ensure!(
+        bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "no answer after 39"
+    );
+    // The same failure again and again.
+    let mut commands = Vec::new();
+    for _ in 0..40 {
+        commands.extend(restart());
+        commands.extend(["store pci-op-ref 4000", "state 3", "wait 30000 5"].map(str::to_owned));
+    }
+    for part in commands.chunks(70) {
+        bad.all(part)?;
+    }
+    log_is_bounded(lab, lines, "39 and 40")
 }
