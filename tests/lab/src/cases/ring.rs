@@ -11,12 +11,20 @@ use super::{Case, Ends, Lab};
 use crate::machine::{Guest, GuestOptions, STANDARD};
 use anyhow::{ensure, Context, Result};
 
-pub const CASES: &[Case] = &[Case {
-    name: "check_39_40_47_48_50_74_75_76_bad_requests_and_keys_are_refused_and_touch_nothing",
-    ends: Ends::RustBackend,
-    profile: &STANDARD,
-    run: requests,
-}];
+pub const CASES: &[Case] = &[
+    Case {
+        name: "check_39_40_47_48_50_74_75_76_bad_requests_and_keys_are_refused_and_touch_nothing",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: requests,
+    },
+    Case {
+        name: "check_41_49_51_52_53_storms_and_races_leave_dom0_and_other_guests_alone",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: storms,
+    },
+];
 
 /// What the bad guest has, in the order of its virtual slots: MSI-X and PCI Express; nothing at all; INTx
 /// only and 256 bytes of configuration space; MSI and INTx.
@@ -118,6 +126,26 @@ impl<'a> Bad<'a> {
 
     fn one(&self, command: &str) -> Result<String> {
         Ok(self.all(&[command.to_owned()])?.remove(0))
+    }
+
+    /// Starts a command in the background, as that of lane 0 or 1.
+    fn start_command(&self, lane: u32, command: &str) -> Result<()> {
+        self.guest.sh(&format!(
+            "rm -f /tmp/done{lane}
+             setsid sh -c 'cd /sys/bus/xen/drivers/badfront
+               printf %s \"{command}\" | dd of=run{lane} bs=4096; echo \"$? $(cat run{lane})\" >/tmp/new{lane}
+               mv /tmp/new{lane} /tmp/done{lane}' >/dev/null 2>&1 </dev/null &"
+        ))?;
+        Ok(())
+    }
+
+    /// Waits for the end of a command in the background; its result.
+    fn result(&self, lane: u32) -> Result<String> {
+        self.guest.until(&format!("[ -e /tmp/done{lane} ]"), 180)?;
+        let text = self.guest.sh(&format!("cat /tmp/done{lane}"))?;
+        let (status, result) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        ensure!(status == "0", "the command in lane {lane}: {text}");
+        Ok(result.to_owned())
     }
 
     /// Connects as a good frontend does.
@@ -530,4 +558,220 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         bad.all(part)?;
     }
     log_is_bounded(lab, lines, "39 and 40")
+}
+
+/// A guest that has done nothing bad.
+struct Neighbour<'a> {
+    guest: Guest<'a>,
+}
+
+impl Neighbour<'_> {
+    /// Its requests are answered, and rightly.
+    fn is_served(&self, what: &str) -> Result<()> {
+        let file = "/sys/bus/pci/devices/0000:00:00.0/config";
+        let result = self
+            .guest
+            .sh_within(&format!("agent read 1 200 {file} 00101b36"), 200)?;
+        println!("    {what}: the neighbour: {}", result.trim());
+        ensure!(figure(&result, "wrong")? == 0, "{what}: {result}");
+        Ok(())
+    }
+}
+
+/// What one guest does with all its strength, while another one works.
+fn storms(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:07.0)(00:0b.0)'")?;
+    let neighbour = Neighbour {
+        guest: lab.guest("neighbour", &["0000:00:07.0"])?,
+    };
+    neighbour
+        .guest
+        .until("[ -e /sys/bus/pci/devices/0000:00:00.0 ]", 30)?;
+    let first = Bad::start(lab, "first", &["0000:00:05.0"])?;
+    first.connect()?;
+    let second = Bad::start(lab, "second", &["0000:00:0b.0"])?;
+    second.connect()?;
+    let lines = log_lines(lab)?;
+    let leaks = "grep -c xenbus_map_ring /proc/vmallocinfo; grep -c xen-pciback /proc/interrupts";
+    let mapped = lab.sh(leaks)?;
+    ensure!(
+        mapped == "3\n3\n",
+        "pages mapped and channels bound: {mapped}"
+    );
+
+    double_fetch(lab, &first).context("49")?;
+    event_storm(lab, &first, &neighbour).context("51")?;
+    floods(lab, [&first, &second], &neighbour).context("53")?;
+    flood_and_close(&first).context("52")?;
+    flapping(lab, [&first, &second], &neighbour).context("41")?;
+    // The second has no connection, and nothing is left of all those that there were.
+    lab.machine
+        .until(&format!("[ \"$({leaks})\" = \"$(printf '2\\n2')\" ]"), 30)?;
+    log_is_bounded(lab, lines, "41, 49, 51, 52, 53")?;
+    first.guest.destroy()?;
+    second.guest.destroy()?;
+    neighbour.is_served("at the end")?;
+    neighbour.guest.destroy()
+}
+
+/// What another vCPU writes into a request while it is served changes nothing that the copy did not say
+/// (49). Allowed is a write of the cache line size; the page names a BAR in turn with it, a size, another
+/// function, or another command.
+fn double_fetch(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
+    // The whole header but the cache line size.
+    let header = || {
+        lab.sh("lspci -xxxx -s 00:05.0 | sed 's/^00: \\(.*\\) .. \\(.. .. ..\\)$/00: \\1 cl \\2/'")
+    };
+    bad.op(&format!("1 {NIC} 4 2 6"))?;
+    let before = header()?;
+    ensure!(before.contains(" cl "), "no header: {before}");
+    // Where the words of a request are.
+    let (cmd, devfn, offset, size, value) = (4, 20, 24, 28, 32);
+    for (what, flips) in [
+        ("a BAR", format!("{offset} 0x0c 0x10")),
+        (
+            "a BAR's value",
+            format!("{offset} 0x10 0x14 {value} 0xffffffff 0xdead0000"),
+        ),
+        ("a size", format!("{offset} 0x0c 0x10 {size} 1 4")),
+        (
+            "an offset beyond the end",
+            format!("{offset} 0x0c -4 {size} 1 4"),
+        ),
+        (
+            "another function",
+            format!("{devfn} 0 8 {offset} 0x0c 0x10"),
+        ),
+        (
+            "MSI-X and its count",
+            format!("{cmd} 1 4 {value} 2 0xffffffff {offset} 0x0c 0x10"),
+        ),
+    ] {
+        // For MSI-X: two entries that the table has.
+        bad.all(&["poke 40 0", "poke 44 0x10000"].map(str::to_owned))?;
+        bad.start_command(1, &format!("flip {} {flips}", lab.storm))?;
+        let flood = bad.one(&format!("flood {} 1 {NIC} 0x0c 1 0x10", lab.storm))?;
+        let flip = bad.result(1)?;
+        println!("    49: {what}: {flood}; {flip}");
+        ensure!(
+            figure(&flood, "answered")? > 0 && figure(&flip, "times")? > 0,
+            "{what}: {flood}; {flip}"
+        );
+        // What an enabled MSI-X changes is none of this.
+        bad.op(&format!("5 {NIC} 0 0 0"))?;
+        let now = header()?;
+        ensure!(now == before, "{what}: from {before} to {now}");
+    }
+    Ok(())
+}
+
+/// The counters of a guest's event channel in dom0.
+fn counter(lab: &Lab<'_>, guest: &Guest<'_>, name: &str) -> Result<u64> {
+    let text = lab.sh(&format!(
+        "cat /sys/bus/xen-backend/devices/pci-$(xl domid {})-0/xenbus/{name}",
+        guest.name
+    ))?;
+    Ok(text.trim().parse()?)
+}
+
+/// Events that bring no request are counted and held back, and a request is answered all the same (51).
+fn event_storm(lab: &Lab<'_>, bad: &Bad<'_>, neighbour: &Neighbour<'_>) -> Result<()> {
+    const EVENTS: u64 = 200_000;
+    let count = |name| counter(lab, &bad.guest, name);
+    let before = [count("events")?, count("spurious_events")?];
+    bad.one(&format!("events {EVENTS}"))?;
+    neighbour.is_served("51")?;
+    let now = [count("events")?, count("spurious_events")?];
+    println!(
+        "    51: {EVENTS} events sent, {} delivered, {} of them spurious",
+        now[0] - before[0],
+        now[1] - before[1]
+    );
+    ensure!(now[1] > before[1], "no spurious event was counted");
+    ensure!(
+        now[0] - before[0] < EVENTS / 10,
+        "{before:?} to {now:?}: not held back"
+    );
+    ensure!(count("jiffies_eoi_delayed")? > 0, "no event was held back");
+    ensure!(
+        bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "no right answer"
+    );
+    Ok(())
+}
+
+/// Two guests post as fast as they are answered; a third one is served (53).
+fn floods(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Result<()> {
+    // Longer than the neighbour's reads need.
+    let flood = format!("flood {} 0 {NIC} 0 4 0", lab.storm.saturating_mul(4));
+    for guest in bad {
+        guest.start_command(0, &flood)?;
+    }
+    neighbour.is_served("53")?;
+    for guest in bad {
+        let result = guest.result(0)?;
+        println!("    53: {}: {result}", guest.guest.name);
+        ensure!(
+            figure(&result, "answered")? > 0
+                && (figure(&result, "err")?, figure(&result, "other_err")?) == (0, 0)
+                && !result.contains("silence"),
+            "{result}"
+        );
+    }
+    Ok(())
+}
+
+/// A guest that floods with one vCPU and closes with another is disconnected, and can come back (52).
+fn flood_and_close(bad: &Bad<'_>) -> Result<()> {
+    bad.start_command(0, &format!("flood 60000 0 {NIC} 0 4 0"))?;
+    bad.guest.sh("cd /sys/bus/xen/drivers/badfront
+         r() { printf %s \"$1\" | dd of=run1 bs=4096 2>/dev/null || { cat run1; exit 1; }; }
+         r 'state 5'; r 'wait 30000 5'; r 'state 6'; r 'wait 30000 6'")?;
+    let result = bad.result(0)?;
+    println!("    52: {result}");
+    // Bounded by an event, not by a time: nobody answers any more.
+    ensure!(result.contains("then silence"), "{result}");
+    bad.all(&["state 1", "wait 30000 3"].map(str::to_owned))?;
+    bad.connect()?;
+    ensure!(
+        bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "no right answer"
+    );
+    // A page that is given up with a request in it.
+    bad.all(&[format!("post 0 {NIC} 0 4 0"), "open".to_owned()])?;
+    bad.restart()?;
+    bad.connect()?;
+    ensure!(
+        bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "no right answer with a new page"
+    );
+    Ok(())
+}
+
+/// Two guests walk through all states as fast as they can, one of them with keys that mean nothing (41).
+fn flapping(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Result<()> {
+    let [first, second] = bad;
+    let flap = format!(
+        "flap {} 1,3,5,6,7,4,1,3,4,2,8,6",
+        lab.storm.saturating_mul(2)
+    );
+    second.all(&["store pci-op-ref 4000".to_owned()])?;
+    for guest in bad {
+        guest.start_command(0, &flap)?;
+    }
+    neighbour.is_served("41")?;
+    for guest in bad {
+        let result = guest.result(0)?;
+        println!("    41: {}: {result}", guest.guest.name);
+        ensure!(figure(&result, "times")? > 0, "{result}");
+    }
+    first.restart()?;
+    first.connect()?;
+    ensure!(
+        first.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
+        "no right answer after the end of it"
+    );
+    // Connected or not, the second one can be ended.
+    second.all(&["state 6", "wait 30000 6"].map(str::to_owned))?;
+    neighbour.is_served("41, after it")
 }
