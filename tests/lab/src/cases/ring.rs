@@ -227,9 +227,9 @@ fn log_lines(lab: &Lab<'_>) -> Result<u32> {
 fn log_is_bounded(lab: &Lab<'_>, before: u32, what: &str) -> Result<()> {
     let lines = log_lines(lab)?.saturating_sub(before);
     ensure!(
-        lines <= 24,
+        lines <= 40,
         "{what}: {lines} lines in dom0's log: {}",
-        lab.sh("dmesg | tail -n 40")?
+        lab.sh("dmesg | tail -n 60")?
     );
     Ok(())
 }
