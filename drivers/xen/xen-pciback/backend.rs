@@ -55,6 +55,14 @@ pub(crate) struct Backend {
     /// For lines that the guest can provoke.
     #[pin]
     limit: RateLimit,
+    /// The frontend could not be connected to once.
+    failed: AtomicBool,
+    /// How often it may then try again: the bus code has a line in the log for each page that cannot be
+    /// mapped, and no limit for them.
+    #[pin]
+    retries: RateLimit,
+    /// It was said that the limit is reached.
+    refused: AtomicBool,
 }
 
 xen::has_work_item!(Backend, 0, control);
@@ -93,6 +101,9 @@ impl xenbus::Driver for Backend {
                 watch <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
+                failed: AtomicBool::new(false),
+                retries <- RateLimit::new(600, 16),
+                refused: AtomicBool::new(false),
             }),
             GFP_KERNEL,
         )
@@ -310,15 +321,29 @@ impl Backend {
 
     /// Maps the frontend's page and binds its event channel.
     fn attach(&self) {
+        if self.failed.load(Ordering::Relaxed) && !self.retries.allows() {
+            if !self.refused.swap(true, Ordering::Relaxed) {
+                dev_warn!(
+                    self.dev.generic(),
+                    "a frontend that could not be connected to tries again too often, it has to wait up to ten minutes\n"
+                );
+            }
+            self.switch(State::Closing);
+            return;
+        }
         match self.connect() {
             Ok(link) => {
                 *self.link.lock() = Some(link);
                 self.switch(State::Connected);
             }
-            // What a guest writes decides how often this happens.
-            Err((e, text)) if self.limit.allows() => self.dev.fatal(e, fmt!("{text}")),
-            Err(_) => {
-                self.switch(State::Closing);
+            Err((e, text)) => {
+                self.failed.store(true, Ordering::Relaxed);
+                // What a guest writes decides how often this happens.
+                if self.limit.allows() {
+                    self.dev.fatal(e, fmt!("{text}"));
+                } else {
+                    self.switch(State::Closing);
+                }
             }
         }
     }
