@@ -131,8 +131,12 @@ impl Drop for Link {
             let _sending = self.server.sending.lock();
             self.server.stop.store(true, Ordering::Release);
         }
-        // No event after this; then no work.
+        // The work item sends events and ends them: it must not do so once the interrupt's number is
+        // free, which somebody else may have got.
+        Item::<Server, 0>::cancel(&self.server);
         drop(self.channel.take());
+        // No event after this. One in between may have queued the item again; that run sees `stop`
+        // before it touches the interrupt.
         Item::<Server, 0>::cancel(&self.server);
     }
 }
