@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands. Words are separated by blanks; numbers are decimal or `0x` hexadecimal, negative ones
+//! The commands, one or several with `;` between them; the results have a line each. The first that fails
+//! is the last. Words are separated by blanks; numbers are decimal or `0x` hexadecimal, negative ones
 //! are taken as the 32 bits of the page; `MS` is a time in ms. `OP` stands for the words
 //! `CMD DOMAIN BUS DEVFN OFFSET SIZE VALUE [ENTRY...]`.
 //!
@@ -129,7 +130,7 @@ fn number(text: &str) -> Result<u32> {
     })
 }
 
-/// Runs one command.
+/// Runs commands.
 ///
 /// # Errors
 ///
@@ -137,6 +138,16 @@ fn number(text: &str) -> Result<u32> {
 pub(crate) fn run(peer: &Peer, text: &[u8], out: &mut Text) -> Result {
     let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
     let text = text.strip_suffix('\n').unwrap_or(text);
+    for (at, command) in text.split(';').enumerate() {
+        if at > 0 {
+            out.say(fmt!("\n"))?;
+        }
+        run_one(peer, command, out)?;
+    }
+    Ok(())
+}
+
+fn run_one(peer: &Peer, text: &str, out: &mut Text) -> Result {
     let mut words = Words(text.split_ascii_whitespace());
     let name = words.text()?;
     let directory = peer.dev.directory();

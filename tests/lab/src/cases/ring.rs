@@ -90,38 +90,43 @@ impl<'a> Bad<'a> {
         Ok(Self { guest })
     }
 
-    /// Runs commands one after the other; gives status and result of each.
-    fn try_all(&self, commands: &[String], seconds: u64) -> Result<Vec<(bool, String)>> {
-        let mut script = String::from(
-            "cd /sys/bus/xen/drivers/badfront
-             r() { printf %s \"$1\" | dd of=run0 bs=4096 2>/dev/null; echo \"$? $(cat run0)\"; }\n",
-        );
-        for command in commands {
-            script += &format!("r '{command}'\n");
-        }
-        let text = self.guest.sh_within(&script, seconds)?;
-        let results: Vec<_> = text
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .map(|(status, result)| (status == "0", result.trim().to_owned()))
-            .collect();
-        ensure!(
-            results.len() == commands.len(),
-            "{} commands, but: {text}",
-            commands.len()
-        );
-        Ok(results)
-    }
-
-    /// As [`Self::try_all`]; all have to succeed.
+    /// Runs commands one after the other, many of them with one write; gives the result of each. All have to
+    /// succeed.
     fn all(&self, commands: &[String]) -> Result<Vec<String>> {
-        let results = self.try_all(commands, 120)?;
-        let each = commands.iter().zip(results);
-        each.map(|(command, (ok, result))| {
-            ensure!(ok, "{command:?} failed: {result}");
-            Ok(result)
-        })
-        .collect()
+        let mut results = Vec::new();
+        // What one write takes and one read gives.
+        let mut left = commands;
+        while !left.is_empty() {
+            let mut size = 0;
+            let count = left
+                .iter()
+                .take(64)
+                .take_while(|command| {
+                    size += command.len() + 1;
+                    size < 3500
+                })
+                .count()
+                .max(1);
+            let (now, later) = left.split_at(count);
+            left = later;
+            // dd writes it in one piece.
+            let text = self.guest.sh_within(
+                &format!(
+                    "cd /sys/bus/xen/drivers/badfront; printf %s '{}' | dd of=run0 bs=4096 2>/dev/null; echo $?; cat run0",
+                    now.join(";")
+                ),
+                200,
+            )?;
+            let (status, lines) = text.split_once('\n').unwrap_or((text.trim(), ""));
+            let lines: Vec<_> = lines.lines().collect();
+            ensure!(
+                status == "0" && lines.len() == count,
+                "{:?} failed: {lines:?}",
+                now.get(lines.len().saturating_sub(1))
+            );
+            results.extend(lines.into_iter().map(str::to_owned));
+        }
+        Ok(results)
     }
 
     fn one(&self, command: &str) -> Result<String> {
@@ -554,9 +559,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         commands.extend(restart());
         commands.extend(["store pci-op-ref 4000", "state 3", "wait 30000 5"].map(str::to_owned));
     }
-    for part in commands.chunks(70) {
-        bad.all(part)?;
-    }
+    bad.all(&commands)?;
     log_is_bounded(lab, lines, "39 and 40")
 }
 
