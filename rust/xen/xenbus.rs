@@ -223,6 +223,10 @@ pub struct Registration<T: Driver> {
     raw: Opaque<sys::xenbus_driver>,
     #[pin]
     ids: Opaque<[sys::xenbus_device_id; 2]>,
+    #[pin]
+    group: Opaque<bindings::attribute_group>,
+    #[pin]
+    groups: Opaque<[*const bindings::attribute_group; 2]>,
     _driver: PhantomData<fn(T)>,
 }
 
@@ -242,6 +246,20 @@ impl<T: Driver> Registration<T> {
         mod_name: &'static CStr,
         module: &'static ThisModule,
     ) -> impl PinInit<Self, Error> {
+        Self::with_files(name, mod_name, module, None)
+    }
+
+    /// As [`Self::new`], with attribute files; they are made after devices are probed.
+    ///
+    /// # Errors
+    ///
+    /// That of the core.
+    pub fn with_files(
+        name: &'static CStr,
+        mod_name: &'static CStr,
+        module: &'static ThisModule,
+        files: Option<&'static crate::sysfs::Group>,
+    ) -> impl PinInit<Self, Error> {
         // SAFETY: the closure fills all fields; on success the value is pinned until `drop`, which
         // unregisters before the memory goes.
         unsafe {
@@ -253,6 +271,13 @@ impl<T: Driver> Registration<T> {
                     *to = *from as ffi::c_char;
                 }
                 ids.write([id, sys::xenbus_device_id::default()]);
+                let group = Opaque::cast_into(&raw const (*slot).group);
+                let groups = Opaque::cast_into(&raw const (*slot).groups);
+                group.write(bindings::attribute_group {
+                    bin_attrs: files.map_or(core::ptr::null(), |files| files.list()),
+                    ..Default::default()
+                });
+                groups.write([group.cast_const(), core::ptr::null()]);
                 raw.write(sys::xenbus_driver {
                     name: name.as_char_ptr(),
                     ids: ids.cast(),
@@ -263,6 +288,13 @@ impl<T: Driver> Registration<T> {
                         End::Backend => None,
                         End::Frontend => Some(Self::resume),
                     },
+                    driver: bindings::device_driver {
+                        groups: match files {
+                            Some(_) => groups.cast(),
+                            None => core::ptr::null_mut(),
+                        },
+                        ..Default::default()
+                    },
                     ..Default::default()
                 });
                 let register = match T::END {
@@ -272,12 +304,6 @@ impl<T: Driver> Registration<T> {
                 to_result(register(raw, module.as_ptr(), mod_name.as_char_ptr()))
             })
         }
-    }
-
-    /// The generic part of the C structure; registered as long as `self` lives.
-    pub fn driver(&self) -> *mut bindings::device_driver {
-        // SAFETY: within `raw`.
-        unsafe { &raw mut (*self.raw.get()).driver }
     }
 
     extern "C" fn probe(

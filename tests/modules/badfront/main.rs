@@ -17,7 +17,7 @@ mod peer;
 use kernel::{prelude::*, str::CStr, sync::Arc};
 use peer::Peer;
 use xen::{
-    sysfs::{Attribute, Files, Page, Raw},
+    sysfs::{Attribute, Group, Raw, Window},
     xenbus,
 };
 
@@ -48,10 +48,10 @@ fn store(lane: usize, text: &[u8]) -> Result {
     result
 }
 
-fn show(lane: usize, page: &mut Page<'_>) -> Result {
+fn show(lane: usize, window: &mut Window<'_>) -> Result {
     let results = RESULTS.lock();
     let bytes = results.get(lane).ok_or(EINVAL)?;
-    page.line(fmt!("{}", core::str::from_utf8(bytes).map_err(|_| EINVAL)?));
+    window.line(fmt!("{}", core::str::from_utf8(bytes).map_err(|_| EINVAL)?));
     Ok(())
 }
 
@@ -61,8 +61,8 @@ impl Attribute for Run0 {
     const NAME: &'static CStr = c"run0";
     const MODE: u16 = 0o600;
 
-    fn show(page: &mut Page<'_>) -> Result {
-        show(0, page)
+    fn show(window: &mut Window<'_>) -> Result {
+        show(0, window)
     }
 
     fn store(text: &[u8]) -> Result {
@@ -76,8 +76,8 @@ impl Attribute for Run1 {
     const NAME: &'static CStr = c"run1";
     const MODE: u16 = 0o600;
 
-    fn show(page: &mut Page<'_>) -> Result {
-        show(1, page)
+    fn show(window: &mut Window<'_>) -> Result {
+        show(1, window)
     }
 
     fn store(text: &[u8]) -> Result {
@@ -85,12 +85,13 @@ impl Attribute for Run1 {
     }
 }
 
-static ALL: &[Raw] = &[Raw::of::<Run0>(), Raw::of::<Run1>()];
+const ALL: &[Raw] = &[Raw::of::<Run0>(), Raw::of::<Run1>()];
 
-/// The module: the files go before the driver.
+static FILES: Group = Group::new(ALL);
+
+/// The module.
 #[pin_data(PinnedDrop)]
 struct Module {
-    _files: Files,
     #[pin]
     _driver: xenbus::Registration<Peer>,
 }
@@ -104,9 +105,12 @@ impl kernel::InPlaceModule for Module {
                 RESULTS.init();
             }
             Ok(try_pin_init!(Self {
-                _driver <- xenbus::Registration::new(c"badfront", c"badfront", module),
-                // SAFETY: the driver is registered, and dropped after the files.
-                _files: unsafe { Files::new(_driver.driver(), ALL) }?,
+                _driver <- xenbus::Registration::with_files(
+                    c"badfront",
+                    c"badfront",
+                    module,
+                    Some(&FILES),
+                ),
             }))
         })
     }

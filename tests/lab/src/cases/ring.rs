@@ -416,6 +416,8 @@ fn msix(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
 /// failure leaves the interrupt of before (76).
 fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     let lines = log_lines(lab)?;
+    // Has dom0 acknowledge its INTx.
+    bad.op(&format!("1 {RTL} 4 2 7"))?;
     let start = hardware(lab)?;
     // Counts apart.
     let handlers = || {
@@ -425,6 +427,10 @@ fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         )
     };
     let handlers_before = handlers()?.output;
+    ensure!(
+        handlers_before.contains("0000:00:09.0:on:acking"),
+        "76: {handlers_before}"
+    );
     for _ in 0..2 {
         for device in [TESTDEV, RTL, EDU, NIC] {
             for cmd in [3, 5] {
