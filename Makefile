@@ -1,17 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0
-ifneq ($(KERNELRELEASE),)
-# Called by Kbuild. The bindings first: both drivers' libraries need them.
-# Out of a kernel tree nobody has configured the drivers: they are modules.
-CONFIG_XEN_PCIDEV_BACKEND_RUST ?= m
-CONFIG_XEN_PCIDEV_FRONTEND_RUST ?= m
-export CONFIG_XEN_PCIDEV_BACKEND_RUST CONFIG_XEN_PCIDEV_FRONTEND_RUST
-obj-y += rust/ drivers/xen/xen-pciback/ drivers/pci/xen-pcifront/
-$(obj)/drivers/xen/xen-pciback: $(obj)/rust
-$(obj)/drivers/pci/xen-pcifront: $(obj)/rust
-# Only for the lab, never part of an installation: see tests/modules.
-obj-y += $(XENPCI_TEST_MODULES:%=tests/modules/%/)
-$(XENPCI_TEST_MODULES:%=$(obj)/tests/modules/%): $(obj)/rust
-else
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
 export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS READS STORM
@@ -73,4 +60,3 @@ distclean: clean
 
 .PHONY: help setup modules install uninstall check test-pure lab demo shell soak test test-full clean distclean
 .DEFAULT_GOAL := help
-endif

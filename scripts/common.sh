@@ -49,6 +49,15 @@ kernel_key() {
 	} | short_hash
 }
 
+# The kernel with our drivers in its tree: see scripts/kernel.
+intree_recipe=1
+intree_key() {
+	{
+		echo "$intree_recipe"
+		cat "$root/toolchain" "$top/scripts/kernel.config"
+	} | short_hash
+}
+
 root=$cache/root-$(root_key)
 kernel_lock=$cache/kernel.lock
 

@@ -68,6 +68,27 @@ pub fn has_dma_ops() -> bool {
     unsafe { sys::has_dma_ops() }
 }
 
+/// Has a function called once at `fs_initcall`, when PCI is there and before ordinary drivers start:
+/// `early_init!("name_in_the_kernel", function);`, a safe `fn()`. In a module it does nothing.
+#[macro_export]
+macro_rules! early_init {
+    ($name:literal, $function:path) => {
+        #[cfg(not(MODULE))]
+        #[export_name = $name]
+        extern "C" fn early_init() -> ::kernel::ffi::c_int {
+            $function();
+            0
+        }
+        // As the kernel's own macros do it on x86: a list of relative addresses.
+        #[cfg(not(MODULE))]
+        ::core::arch::global_asm!(concat!(
+            ".section .initcall5.init, \"a\"\n.long ",
+            $name,
+            " - .\n.previous\n"
+        ));
+    };
+}
+
 /// Refuses to go on when the running kernel is not the one that the module was built for.
 ///
 /// The kernel's Rust interfaces have no stable layout, and a package revision can change them

@@ -84,13 +84,14 @@ unsafe impl Sync for Entry {}
 /// Declares a parameter: `param!(HIDE: Text, "hide", param_ops_charp, "charp", 0o444, "What it is");`
 ///
 /// The name and the texts are what `modinfo` shows. Another driver than the backend puts its module's
-/// name first: built in, the parameter is `MODULE.NAME` on the kernel's command line.
+/// name first. Built in, the parameter is `MODULE.NAME` on the kernel's command line, and those of the
+/// backend have the name that XenoLinux gave them, too: `pciback.NAME`. Sysfs shows them once.
 #[macro_export]
 macro_rules! param {
     ($static:ident: $type:ident, $name:literal, $ops:ident, $kind:literal, $mode:literal, $text:literal) => {
-        $crate::param!("xen_pciback", $static: $type, $name, $ops, $kind, $mode, $text);
+        $crate::param!("xen_pciback" or "pciback", $static: $type, $name, $ops, $kind, $mode, $text);
     };
-    ($module:literal, $static:ident: $type:ident, $name:literal, $ops:ident, $kind:literal, $mode:literal, $text:literal) => {
+    ($module:literal $(or $historical:literal)?, $static:ident: $type:ident, $name:literal, $ops:ident, $kind:literal, $mode:literal, $text:literal) => {
         static $static: $crate::param::$type = {
             #[used(compiler)]
             #[link_section = "__param"]
@@ -114,6 +115,23 @@ macro_rules! param {
             static FULL_NAME: &str = concat!($name, "\0");
             #[cfg(not(MODULE))]
             static FULL_NAME: &str = concat!($module, ".", $name, "\0");
+            $(
+                #[cfg(not(MODULE))]
+                #[used(compiler)]
+                #[link_section = "__param"]
+                static HISTORICAL: $crate::param::Entry =
+                    $crate::param::Entry(::kernel::bindings::kernel_param {
+                        name: concat!($historical, ".", $name, "\0").as_ptr().cast(),
+                        mod_: ::core::ptr::null_mut(),
+                        ops: ::core::ptr::addr_of!(::kernel::bindings::$ops),
+                        perm: 0,
+                        level: -1,
+                        flags: 0,
+                        __bindgen_anon_1: ::kernel::bindings::kernel_param__bindgen_ty_1 {
+                            arg: $static.arg(),
+                        },
+                    });
+            )?
             $crate::modinfo!(KIND, concat!("parmtype=", $name, ":", $kind, "\0"));
             $crate::modinfo!(TEXT, concat!("parm=", $name, ":", $text, "\0"));
             $crate::param::$type::new()

@@ -238,6 +238,37 @@ impl Device {
         !driver.is_null() && unsafe { sys::match_driver_override(self.generic(), driver) } > 0
     }
 
+    /// Keeps a function that no driver has for the driver `name`: no other is bound to it.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when a driver has it, `ENOMEM`.
+    pub fn reserve(&self, name: &'static CStr) -> Result {
+        let _lock = self.lock();
+        // SAFETY: alive; the device lock is held.
+        if !unsafe { (*self.generic()).driver }.is_null() {
+            return Err(EBUSY);
+        }
+        self.set_override(name)
+    }
+
+    /// Ends [`Self::reserve`].
+    pub fn unreserve(&self) {
+        // Clearing needs no memory.
+        let _ = self.set_override(c"");
+    }
+
+    fn set_override(&self, name: &'static CStr) -> Result {
+        // SAFETY: alive; the text is copied.
+        to_result(unsafe {
+            bindings::__device_set_driver_override(
+                self.generic(),
+                name.as_char_ptr(),
+                name.to_bytes().len(),
+            )
+        })
+    }
+
     /// Reads configuration space.
     ///
     /// # Errors
@@ -594,26 +625,11 @@ impl Device {
     /// Whether `each` holds for all other functions of the host on this function's bus. May be called
     /// with any lock held: it uses none of the bus itself.
     pub fn all_others_on_bus(&self, mut each: impl FnMut(&Device) -> bool) -> bool {
-        let mut from = core::ptr::null_mut();
-        loop {
-            // SAFETY: goes from one function to the next: takes a reference to that and drops the
-            // one to `from`.
-            from = unsafe { bindings::pci_get_device(ANY_ID, ANY_ID, from) };
-            if from.is_null() {
-                return true;
-            }
-            // SAFETY: a live function; so is ours.
-            let same_bus = unsafe { core::ptr::eq((*from).bus, (*self.0).bus) };
-            if same_bus && from != self.0 {
-                // SAFETY: a live function.
-                let other = unsafe { Self::get(from) };
-                if !each(&other) {
-                    // SAFETY: the reference that the search holds.
-                    unsafe { bindings::pci_dev_put(from) };
-                    return false;
-                }
-            }
-        }
+        !any(|other| {
+            // SAFETY: both alive.
+            let same_bus = unsafe { core::ptr::eq((*other.0).bus, (*self.0).bus) };
+            same_bus && other != self && !each(other)
+        })
     }
 
     /// The function at this address, if the host has it.
@@ -689,6 +705,25 @@ impl Device {
     pub fn clear_owner(&self) {
         // SAFETY: alive.
         unsafe { sys::xen_unregister_device_domain_owner(self.0) };
+    }
+}
+
+/// Whether `each` holds for a function of the host; called for one after the other until it does.
+pub fn any(mut each: impl FnMut(&Device) -> bool) -> bool {
+    let mut at = core::ptr::null_mut();
+    loop {
+        // SAFETY: gives up the reference to `at`, if there is one, and returns one to the next of any
+        // vendor and device.
+        at = unsafe { bindings::pci_get_device(ANY_ID, ANY_ID, at) };
+        if at.is_null() {
+            return false;
+        }
+        // SAFETY: alive, the loop holds a reference.
+        if each(&unsafe { Device::get(at) }) {
+            // SAFETY: the loop's reference.
+            unsafe { bindings::pci_dev_put(at) };
+            return true;
+        }
     }
 }
 

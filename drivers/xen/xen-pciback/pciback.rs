@@ -88,6 +88,8 @@ impl kernel::InPlaceModule for Module {
             if !xen::is_initial_domain() {
                 return Err(ENODEV);
             }
+            #[cfg(not(MODULE))]
+            let reserved = stub::Reserved::take_over();
             Ok(try_pin_init!(Self {
                 _queue: QUEUE.open(c"xen-pciback")?,
                 _slots: registry::Slots::init(),
@@ -96,6 +98,8 @@ impl kernel::InPlaceModule for Module {
                     // A failure further down must find the module as at its start.
                     let open = Open(());
                     stub::open(HIDE.get(), &_stub)?;
+                    #[cfg(not(MODULE))]
+                    drop(reserved);
                     open
                 },
                 _debug: Dir::new(c"xen-pciback"),
@@ -109,6 +113,8 @@ impl kernel::InPlaceModule for Module {
         })
     }
 }
+
+xen::early_init!("xen_pciback_reserve_early", stub::reserve_early);
 
 module! {
     type: Module,

@@ -71,6 +71,61 @@ fn free(pattern: &SlotPattern) {
     }
 }
 
+/// Functions that `hide=` lists and that no other driver may take, while it lives.
+///
+/// Built in, our own start comes at `device_initcall`, as the PCI core assigns resources and routes
+/// interrupts until then; drivers that are linked before us start at that level, too. So at
+/// `fs_initcall` [`reserve_early`] keeps the listed functions for us, and our start ends that.
+#[cfg(not(MODULE))]
+pub(crate) struct Reserved(());
+
+#[cfg(not(MODULE))]
+impl Reserved {
+    /// Takes over what [`reserve_early`] did.
+    pub(crate) fn take_over() -> Self {
+        Self(())
+    }
+}
+
+#[cfg(not(MODULE))]
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        for_each_hidden(|dev| dev.unreserve());
+    }
+}
+
+/// Reserves what `hide=` lists. Bad items are named when our own start comes.
+#[cfg(not(MODULE))]
+pub(crate) fn reserve_early() {
+    if !xen::is_initial_domain() {
+        return;
+    }
+    for_each_hidden(|dev| {
+        if let Err(e) = dev.reserve(c"pciback") {
+            dev_err!(
+                dev.as_generic(),
+                "hide: cannot be kept from other drivers: {:?}\n",
+                e
+            );
+        }
+    });
+}
+
+#[cfg(not(MODULE))]
+fn for_each_hidden(each: impl Fn(&pci::Device)) {
+    let text = crate::HIDE.get().map_or(b"".as_slice(), CStr::to_bytes);
+    let listed = |dev: &pci::Device| {
+        let matches = |address| HideItems::new(text).flatten().any(|p| p.matches(address));
+        dev.address().is_some_and(matches)
+    };
+    pci::any(|dev| {
+        if listed(dev) || dev.any_above(listed) {
+            each(dev);
+        }
+        false
+    });
+}
+
 /// Whether the function or a bridge above it is listed: a listed bridge means all that is below it.
 fn is_listed(dev: &pci::Device) -> bool {
     let listed = |dev: &pci::Device| dev.address().is_some_and(registry::has_slot);
