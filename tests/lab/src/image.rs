@@ -15,8 +15,12 @@ use std::{
 pub struct Paths {
     /// Unpacked kernel packages.
     pub image: PathBuf,
+    /// The kernel that has both drivers in its tree, if it was made.
+    pub intree: Option<PathBuf>,
     /// Our two modules.
     pub modules: PathBuf,
+    /// What is installed beside them.
+    pub dist: PathBuf,
     /// Images and logs.
     pub out: PathBuf,
 }
@@ -43,6 +47,15 @@ const XEN_DRIVERS: &[&str] = &[
     "bridge",
     "loop",
 ];
+/// Which kernel dom0 and the guests of a machine run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian's, with all drivers as modules.
+    Stock,
+    /// The small one of `scripts/kernel`, with everything built in, both drivers of ours too.
+    InTree,
+}
+
 /// Drivers of the devices in the lab, and what is used over them.
 const DEVICE_DRIVERS: &[&str] = &[
     "e1000e",
@@ -63,8 +76,21 @@ const DEVICE_DRIVERS: &[&str] = &[
 ];
 const XEN: &str = "/usr/lib/xen-4.20/bin";
 
+/// Beside the toolstack's own programs: what its hotplug scripts call.
+const SCRIPT_TOOLS: &[&str] = &["/usr/bin/bash", "/usr/bin/flock"];
+const STORE_TOOLS: &[&str] = &[
+    "/usr/bin/xenstore-chmod",
+    "/usr/bin/xenstore-exists",
+    "/usr/bin/xenstore-list",
+    "/usr/bin/xenstore-ls",
+    "/usr/bin/xenstore-read",
+    "/usr/bin/xenstore-rm",
+    "/usr/bin/xenstore-write",
+];
+
 const GUEST_INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin
 # The console carries the agent's frames from here on.
 dmesg -n 1
 case " $(cat /proc/cmdline) " in
@@ -72,11 +98,17 @@ case " $(cat /proc/cmdline) " in
 *" front=none "*) ;;
 *) insmod /modules/rust/xen-pcifront.ko ;;
 esac
+# Only a driver domain has the toolstack.
+if [ -e /bin/xl ]; then
+  mkdir -p /run/xen /run/lock
+  mount -t xenfs xenfs /proc/xen
+fi
 exec agent serve /dev/hvc0
 "#;
 
 const DOM0_INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin
 mkdir -p /dev/pts; mount -t devpts pts /dev/pts
 mount -t tmpfs run /run; mkdir -p /run/xen /run/xenstored /run/lock
 for m in xen-privcmd xenfs xen-evtchn xen-gntdev xen-gntalloc; do modprobe $m; done
@@ -91,17 +123,28 @@ esac
 exec agent serve /dev/ttyS1
 "#;
 
-/// Makes all images below `paths.out`.
-pub fn make(paths: &Paths) -> Result<Images> {
-    let work = paths.out.join("images");
+/// Makes all images for a kernel below `paths.out`.
+pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
+    let (work, packages) = match which {
+        Kernel::Stock => ("images", &paths.image),
+        Kernel::InTree => (
+            "images-intree",
+            paths
+                .intree
+                .as_ref()
+                .context("the in-tree kernel was not made")?,
+        ),
+    };
+    let work = paths.out.join(work);
     if work.exists() {
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(&work)?;
-    let kernel_dir = kernel_dir(&paths.image)?;
+    let kernel_dir = kernel_dir(packages)?;
     let kernel = [
         "vmlinuz".into(),
         format!("../../../../boot/vmlinuz-{}", name(&kernel_dir)),
+        format!("../../../boot/vmlinuz-{}", name(&kernel_dir)),
     ]
     .iter()
     .map(|file| kernel_dir.join(file))
@@ -110,45 +153,40 @@ pub fn make(paths: &Paths) -> Result<Images> {
 
     let guest = Tree::new(work.join("guest"))?;
     guest.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
-    guest.drivers(&kernel_dir, paths, "xen-pcifront")?;
-    guest.kernel_modules(&kernel_dir, DEVICE_DRIVERS)?;
+    if which == Kernel::Stock {
+        guest.drivers(&kernel_dir, paths, "xen-pcifront")?;
+    }
+    guest.kernel_modules(&kernel_dir, DEVICE_DRIVERS, which)?;
     guest.init(GUEST_INIT)?;
     let guest_image = work.join("guest.img");
     guest.pack(&guest_image)?;
 
     let dom0 = Tree::new(work.join("dom0"))?;
-    let tools = [
-        "xl",
-        "xenstored",
-        "xenconsoled",
-        "xen-init-dom0",
-        "libxl-save-helper",
-    ]
-    .map(|t| format!("{XEN}/{t}"));
-    let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
-    dom0.programs(&tools)?;
+    dom0.toolstack()?;
     dom0.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
-    dom0.programs(&[
-        "/usr/bin/xenstore-ls",
-        "/usr/bin/xenstore-read",
-        "/usr/bin/xenstore-write",
-        "/usr/bin/xenstore-chmod",
-        "/usr/bin/xenstore-rm",
-    ])?;
-    // pthread_cancel loads it at run time.
-    dom0.file(
-        "/lib/x86_64-linux-gnu/libgcc_s.so.1",
-        "lib/x86_64-linux-gnu/libgcc_s.so.1",
-    )?;
-    dom0.drivers(&kernel_dir, paths, "xen-pciback")?;
-    dom0.kernel_modules(&kernel_dir, &[XEN_DRIVERS, DEVICE_DRIVERS].concat())?;
-    for dir in ["etc/xen", "var/log/xen", "var/lib/xen"] {
-        fs::create_dir_all(dom0.0.join(dir))?;
+    if which == Kernel::Stock {
+        dom0.drivers(&kernel_dir, paths, "xen-pciback")?;
+    } else {
+        // A guest that serves other guests: dom0's programs, the guests' way to start.
+        let domain = Tree::new(work.join("driver-domain"))?;
+        domain.toolstack()?;
+        domain.programs(&["/usr/bin/lspci"])?;
+        domain.kernel_modules(&kernel_dir, DEVICE_DRIVERS, which)?;
+        domain.init(GUEST_INIT)?;
+        let image = work.join("driver-domain.img");
+        domain.pack(&image)?;
+        dom0.file(path(&image)?, "guest/driver-domain")?;
     }
-    symlink("../run", dom0.0.join("var/run"))?;
-    fs::write(dom0.0.join("etc/xen/xl.conf"), "")?;
+    let drivers = [XEN_DRIVERS, DEVICE_DRIVERS].concat();
+    dom0.kernel_modules(&kernel_dir, &drivers, which)?;
     dom0.file(path(&guest_image)?, "guest/initramfs")?;
     dom0.file(path(&kernel)?, "guest/vmlinuz")?;
+    for (from, to) in [
+        ("xen-pciback-setup", "bin/xen-pciback-setup"),
+        ("modprobe.conf", "etc/modprobe.d/xen-pciback.conf"),
+    ] {
+        dom0.file(path(&paths.dist.join(from))?, to)?;
+    }
     dom0.init(DOM0_INIT)?;
     let dom0_image = work.join("dom0.img");
     dom0.pack(&dom0_image)?;
@@ -301,6 +339,50 @@ impl Tree {
         Ok(())
     }
 
+    /// `xl`, what it starts, and its scripts.
+    fn toolstack(&self) -> Result<()> {
+        let tools = [
+            "xl",
+            "xenstored",
+            "xenconsoled",
+            "xen-init-dom0",
+            "libxl-save-helper",
+        ]
+        .map(|t| format!("{XEN}/{t}"));
+        let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
+        self.programs(&tools)?;
+        self.programs(STORE_TOOLS)?;
+        self.programs(SCRIPT_TOOLS)?;
+        // pthread_cancel loads it at run time.
+        self.file(
+            "/lib/x86_64-linux-gnu/libgcc_s.so.1",
+            "lib/x86_64-linux-gnu/libgcc_s.so.1",
+        )?;
+        for dir in ["etc/xen/scripts", "var/log/xen", "var/lib/xen"] {
+            fs::create_dir_all(self.0.join(dir))?;
+        }
+        for entry in fs::read_dir("/etc/xen/scripts")? {
+            let file = entry?.path();
+            if file.is_file() {
+                self.file(path(&file)?, path(&file)?.trim_start_matches('/'))?;
+            }
+        }
+        symlink("../run", self.0.join("var/run"))?;
+        fs::write(self.0.join("etc/xen/xl.conf"), "")?;
+        // The scripts are for the ordinary places.
+        fs::create_dir_all(self.0.join("usr"))?;
+        for dir in ["usr/bin", "usr/sbin"] {
+            symlink("../bin", self.0.join(dir))?;
+        }
+        // The modprobe of a real host, which knows modprobe.d and the kernel's command line.
+        self.programs(&["/usr/bin/kmod"])?;
+        for applet in ["modprobe", "depmod"] {
+            fs::remove_file(self.0.join("bin").join(applet))?;
+            symlink("kmod", self.0.join("bin").join(applet))?;
+        }
+        Ok(())
+    }
+
     /// The driver under test, ours and the kernel's, and the test modules.
     fn drivers(&self, kernel: &Path, paths: &Paths, driver: &str) -> Result<()> {
         for dir in ["c", "rust", "other", "test"] {
@@ -336,7 +418,7 @@ impl Tree {
     }
 
     /// Modules of the kernel and all that they depend on, for `modprobe`.
-    fn kernel_modules(&self, kernel: &Path, wanted: &[&str]) -> Result<()> {
+    fn kernel_modules(&self, kernel: &Path, wanted: &[&str], which: Kernel) -> Result<()> {
         let modules = Modules::of(kernel)?;
         let release = name(kernel);
         let base = self.0.join("lib/modules").join(&release);
@@ -347,8 +429,12 @@ impl Tree {
             let to = dir.join(format!("{module}.ko"));
             // A module may be built in.
             if to.exists() || !modules.has(&module) {
+                // The small kernel leaves out what its cases do not use.
                 ensure!(
-                    to.exists() || !wanted.contains(&module.as_str()) || modules.builtin(&module),
+                    to.exists()
+                        || which == Kernel::InTree
+                        || !wanted.contains(&module.as_str())
+                        || modules.builtin(&module),
                     "no module {module}"
                 );
                 continue;

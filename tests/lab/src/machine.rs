@@ -2,7 +2,7 @@
 
 //! One QEMU with Xen in it, its dom0 and its guests.
 
-use crate::image::Images;
+use crate::image::{Images, Kernel};
 use agent::{Answer, Request};
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use std::{
@@ -29,6 +29,8 @@ pub const EDU: &str = "0000:00:0a.0";
 pub struct Profile {
     /// For the log.
     pub name: &'static str,
+    /// What dom0 and the guests run.
+    pub kernel: Kernel,
     /// Arguments of QEMU beyond those that every machine has, separated by blanks; `{run}` is the
     /// directory of this run.
     pub devices: &'static [&'static str],
@@ -43,6 +45,7 @@ pub struct Profile {
 /// that are equal modulo 8 share one.
 pub const STANDARD: Profile = Profile {
     name: "standard",
+    kernel: Kernel::Stock,
     devices: &[
         "-netdev user,id=net0 -device e1000e,netdev=net0,addr=5.0",
         "-device pci-testdev,addr=6.0",
@@ -80,6 +83,7 @@ pub const STANDARD: Profile = Profile {
 /// one function.
 pub const MANY: Profile = Profile {
     name: "many",
+    kernel: Kernel::Stock,
     devices: &["{many}"],
     disks: &[],
     dom0: "",
@@ -109,6 +113,8 @@ fn many() -> String {
 pub struct GuestOptions<'a> {
     /// `c`, `rust`, or `none`: which frontend its init loads.
     pub front: &'a str,
+    /// Its initramfs, in dom0.
+    pub ramdisk: &'a str,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// MiB.
@@ -125,6 +131,7 @@ impl Default for GuestOptions<'_> {
     fn default() -> Self {
         Self {
             front: "rust",
+            ramdisk: "/guest/initramfs",
             vcpus: 1,
             memory: 400,
             devices: &[],
@@ -152,6 +159,7 @@ pub struct Machine {
     pub xl_repeated: Cell<u32>,
     /// dom0's console.
     pub console: PathBuf,
+    run: PathBuf,
 }
 
 /// Xen: each option saves a table, a check or a wait that the lab does not need.
@@ -256,6 +264,7 @@ impl Machine {
             next_id: Cell::new(1),
             xl_repeated: Cell::new(0),
             console,
+            run,
         };
         machine.ask("true", 180).context("dom0 did not come up")?;
         Ok(machine)
@@ -325,6 +334,7 @@ impl Machine {
     pub fn create(&self, name: &str, options: &GuestOptions<'_>) -> Result<()> {
         let GuestOptions {
             front,
+            ramdisk,
             vcpus,
             memory,
             devices,
@@ -333,10 +343,14 @@ impl Machine {
         } = *options;
         let devices: Vec<_> = devices.iter().map(|d| format!("\"{d}\"")).collect();
         let config = format!(
-            "name=\"{name}\"\ntype=\"pv\"\nkernel=\"/guest/vmlinuz\"\nramdisk=\"/guest/initramfs\"\n\
+            "name=\"{name}\"\ntype=\"pv\"\nkernel=\"/guest/vmlinuz\"\nramdisk=\"{ramdisk}\"\n\
              memory={memory}\nvcpus={vcpus}\nextra=\"{KERNEL_ARGS} front={front} {arguments}\"\n\
-             pci=[ {} ]\n{config}\n",
-            devices.join(", ")
+             {}{config}\n",
+            if devices.is_empty() {
+                String::new()
+            } else {
+                format!("pci=[ {} ]\n", devices.join(", "))
+            }
         );
         self.sh(&format!("cat >/tmp/{name}.cfg <<'END'\n{config}END"))?;
         self.xl(&format!("create /tmp/{name}.cfg"))?;
@@ -388,6 +402,13 @@ impl Machine {
             cpu_index: None,
         })?;
         Ok(text)
+    }
+
+    /// The file behind a disk of the profile.
+    pub fn disk(&self, name: &str) -> Result<PathBuf> {
+        let file = self.run.join(name);
+        ensure!(file.exists(), "no disk {name}");
+        Ok(file)
     }
 
     /// Waits until QEMU ends by itself.

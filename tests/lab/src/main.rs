@@ -11,7 +11,7 @@ mod machine;
 use anyhow::{Context, Result};
 use cases::{Case, Ends, Lab};
 use clap::{Parser, Subcommand};
-use image::{Images, Paths};
+use image::{Images, Kernel, Paths};
 use machine::{GuestOptions, Machine, Options, Profile, STANDARD};
 use std::{path::PathBuf, process::ExitCode, time::Instant};
 
@@ -21,9 +21,15 @@ struct Arguments {
     /// Unpacked kernel packages.
     #[arg(long, env = "XENPCI_IMAGE")]
     image: PathBuf,
+    /// The kernel with both drivers in its tree, if it was made.
+    #[arg(long, env = "XENPCI_INTREE")]
+    intree: Option<PathBuf>,
     /// Directory of xen-pciback.ko and xen-pcifront.ko.
     #[arg(long, env = "XENPCI_MODULES")]
     modules: PathBuf,
+    /// Directory of xen-pciback-setup and its configuration.
+    #[arg(long, env = "XENPCI_DIST")]
+    dist: PathBuf,
     /// Directory for images and logs.
     #[arg(long, env = "XENPCI_OUT")]
     out: PathBuf,
@@ -41,6 +47,14 @@ struct Arguments {
 enum Do {
     /// Names the cases.
     List,
+    /// Says `yes` if a case of these words runs on the kernel with both drivers in its tree.
+    NeedsIntree {
+        /// Parts of names.
+        words: Vec<String>,
+        /// As for `run`.
+        #[arg(long)]
+        full: bool,
+    },
     /// Runs all cases, or those whose names contain one of the words.
     Run {
         /// Parts of names.
@@ -92,17 +106,21 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         return Ok(true);
     }
+    if let Do::NeedsIntree { words, .. } = &arguments.command {
+        let needs = chosen(words).any(|case| case.profile.kernel == Kernel::InTree);
+        println!("{}", if needs { "yes" } else { "no" });
+        return Ok(true);
+    }
     let paths = Paths {
         image: arguments.image.clone(),
+        intree: arguments.intree.clone(),
         modules: arguments.modules.clone(),
+        dist: arguments.dist.clone(),
         out: arguments.out.clone(),
     };
     std::fs::create_dir_all(&paths.out).context("the directory for logs")?;
-    let start = Instant::now();
-    let images = image::make(&paths).context("making the images")?;
-    println!("images made in {:.1} s", start.elapsed().as_secs_f32());
     match &arguments.command {
-        Do::List => Ok(true),
+        Do::List | Do::NeedsIntree { .. } => Ok(true),
         Do::Run {
             words,
             full,
@@ -116,12 +134,28 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
             let storm = storm.unwrap_or(if *full { 60_000 } else { 3_000 });
             let counts = (connects, cycles, reads, storm);
-            run_cases(arguments, &images, words, counts)
+            run_cases(arguments, &paths, words, counts)
         }
-        Do::Demo => demo(arguments, &images),
-        Do::Shell => shell(arguments, &images),
-        Do::Exec { commands } => exec(arguments, &images, commands),
+        Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
+        Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
+        Do::Exec { commands } => exec(arguments, &images(&paths, Kernel::Stock)?, commands),
     }
+}
+
+fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
+    let start = Instant::now();
+    let images = image::make(paths, kernel).context("making the images")?;
+    println!(
+        "images of the {kernel:?} kernel made in {:.1} s",
+        start.elapsed().as_secs_f32()
+    );
+    Ok(images)
+}
+
+/// The cases whose names contain one of the words; without words all.
+fn chosen(words: &[String]) -> impl Iterator<Item = &'static Case> + '_ {
+    cases::all()
+        .filter(|case| words.is_empty() || words.iter().any(|w| case.name.contains(w.as_str())))
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
@@ -142,7 +176,7 @@ fn boot(arguments: &Arguments, images: &Images, profile: &Profile) -> Result<Mac
 
 fn run_cases(
     arguments: &Arguments,
-    images: &Images,
+    paths: &Paths,
     words: &[String],
     (connects, cycles, reads, storm): (u32, u32, u32, u32),
 ) -> Result<bool> {
@@ -151,9 +185,7 @@ fn run_cases(
         Ends::RustBackend => arguments.back == "rust",
         Ends::RustFrontend => arguments.front == "rust",
     };
-    let wanted =
-        |case: &&Case| words.is_empty() || words.iter().any(|w| case.name.contains(w.as_str()));
-    let chosen: Vec<_> = cases::all().filter(wanted).collect();
+    let chosen: Vec<_> = chosen(words).collect();
     for case in chosen.iter().filter(|case| !fits(case)) {
         println!("not run: {} states a rule of ours", case.name);
     }
@@ -167,7 +199,14 @@ fn run_cases(
             profiles.push(case.profile);
         }
     }
+    let mut made: Vec<(Kernel, Images)> = Vec::new();
     for profile in profiles {
+        let kernel = profile.kernel;
+        if !made.iter().any(|(k, _)| *k == kernel) {
+            made.push((kernel, images(paths, kernel)?));
+        }
+        let of_kernel = made.iter().find(|(k, _)| *k == kernel);
+        let (_, images) = of_kernel.context("made just now")?;
         let machine = boot(arguments, images, profile)?;
         let lab = Lab {
             machine: &machine,
