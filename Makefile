@@ -9,6 +9,7 @@ help:
 	@echo '  make demo         a PCIe NIC passed through to a Xen guest (sets everything up first)'
 	@echo '  make test         all tests: check, test-pure and the lab'
 	@echo '  make lab          only the lab; ARGS= names cases'
+	@echo '  make seeds        only the five stories of docs/: each of their steps, with its data'
 	@echo '  make test-full    the same with the long cases of the lab'
 	@echo '  make soak         100 guests for each backend, all have to connect; CONNECTS= another number'
 	@echo '  make shell        the console of dom0 in the lab, with a guest running'
@@ -17,6 +18,8 @@ help:
 	@echo '  make modules      build/<kernelrelease>/xen-pciback.ko and xen-pcifront.ko'
 	@echo '  make install      put them into /lib/modules/<kernelrelease>/updates'
 	@echo '  make uninstall    take them out again'
+	@echo '  make install-service, uninstall-service    xen-pciback-setup: see docs/seed-1.md'
+	@echo '  make kernel       a small kernel with both drivers in its tree: see docs/in-tree.md'
 	@echo '  make check        format, lints, where unsafe may stand, licence lines'
 	@echo '  make test-pure    the tests that need no Xen'
 	@echo '  make clean        remove build/'
@@ -39,6 +42,14 @@ install:
 	@scripts/install
 uninstall:
 	@scripts/install --remove
+install-service:
+	@scripts/install --service
+uninstall-service:
+	@scripts/install --service --remove
+kernel:
+	@scripts/kernel
+seeds:
+	@scripts/lab run $(or $(ARGS),seed_)
 check:
 	@scripts/check
 test-pure:
@@ -58,5 +69,5 @@ clean:
 distclean: clean
 	$(if $(filter yes,$(CACHE)),scripts/setup remove,@echo 'the cache stays: CACHE=yes removes it')
 
-.PHONY: help setup modules install uninstall check test-pure lab demo shell soak test test-full clean distclean
+.PHONY: help setup modules install uninstall install-service uninstall-service kernel seeds check test-pure lab demo shell soak test test-full clean distclean
 .DEFAULT_GOAL := help

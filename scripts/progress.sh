@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # common.sh sets the names that are not set here
 # Long commands with progress, for scripts that fill the cache. It is sourced after
 # common.sh, never run.
 

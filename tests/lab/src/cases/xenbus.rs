@@ -284,7 +284,7 @@ fn bad_list(lab: &Lab<'_>) -> Result<()> {
     for (devid, keys) in [
         ("7", "online=1"),
         ("8", "online=1 num_devs=abc"),
-        ("9", "online=1 num_devs=-1"),
+        ("9", "online=1 num_devs=4294967297"),
         ("10", "online=1 num_devs=99999"),
     ] {
         let back = format!("/local/domain/0/backend/pci/{domid}/{devid}");
