@@ -717,10 +717,40 @@ fn seed_4(lab: &Lab<'_>) -> Result<()> {
     }
     story.step("pci = [ '0000:00:06.0', '0000:00:0a.0' ]: the guest sees both, in order, headers equal to the devices'");
     guest.destroy()?;
-    println!(
-        "    seed_4 is PARTLY THERE: the frontend that speaks as NetBSD's does is not written yet"
+
+    let guest = lab.machine.guest(
+        "xpci",
+        &GuestOptions {
+            front: "none",
+            ..options
+        },
+    )?;
+    guest.sh("insmod /modules/test/netbsdfront.ko")?;
+    guest.until("dmesg | grep -q 'netbsdfront: probed'", 60)?;
+    let log = guest.sh("dmesg | sed -n 's/^.*netbsdfront: //p'")?;
+    for (host, seen) in [("0000:00:06.0", "00:00.0"), ("0000:00:0a.0", "00:01.0")] {
+        let line = story.sh(&format!(
+            "cd /sys/bus/pci/devices/{host} && printf 'found {seen} %04x:%04x class %06x bars' $(cat vendor device class); \
+             head -n 6 resource | while read -r start end rest; do if [ $((end)) = 0 ]; then printf ' 0'; else printf ' %x' $((end - start + 1)); fi; done"
+        ))?;
+        ensure!(log.lines().any(|l| l == line), "no \"{line}\" in\n{log}");
+    }
+    ensure!(
+        log.lines().any(|l| l == "probed 256, found 2, errors 0"),
+        "{log}"
     );
-    Ok(())
+    let state = story.sh("xenstore-read /local/domain/$(xl domid xpci)/device/pci/0/state")?;
+    ensure!(state.trim() == "4", "its state is {state}");
+    story.step("a frontend with NetBSD's manners: 256 functions probed with 4-byte accesses, both found, ids, class and BAR sizes as dom0 has them, connected");
+
+    guest.until("dmesg | grep -q 'netbsdfront: intx'", 30)?;
+    let intx = guest.sh("dmesg | sed -n 's/^.*netbsdfront: intx/intx/p'")?;
+    ensure!(
+        intx.contains("intx 00:01.0 ") && intx.trim().ends_with(": 100 raised, 100 handled"),
+        "{intx}"
+    );
+    story.step(format!("it drives INTx: {}", intx.trim()));
+    guest.destroy()
 }
 
 #[cfg(test)]
