@@ -63,7 +63,7 @@ soak:
 test:
 	@scripts/test check pure lab
 test-full:
-	@scripts/test check pure lab-full
+	@scripts/test check pure lab-full intree-modules stock-seeds
 clean:
 	rm -rf build
 distclean: clean
