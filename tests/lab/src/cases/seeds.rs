@@ -128,7 +128,7 @@ fn seed_0(lab: &Lab<'_>) -> Result<()> {
         ensure!(driver == "pciback", "{function} has driver {driver}");
     }
     let others = lab.machine.ask(
-        "dmesg | grep -E '0000:00:(09|0c|0d)\\.[0-9]' | grep -vE '(pciback|pci) 0000'",
+        "dmesg | grep -E '0000:00:(09|0c|0d)\\.[0-9]' | grep -vE '(pciback|pci) 0000|xen_pciback:'",
         30,
     )?;
     ensure!(
@@ -260,8 +260,7 @@ fn usage(lab: &Lab<'_>, guest: &Guest<'_>, disk: &str) -> Result<String> {
     let name = &guest.name;
     let times = || -> Result<(f64, f64)> {
         let text = lab.sh(&format!(
-            "xl list Domain-0 {name} 2>/dev/null | awk 'NR > 1 {{ print $NF }}' || true; \
-             xl list | awk '$1 == \"Domain-0\" || $1 == \"{name}\" {{ print $NF }}'"
+            "xl list | awk '$1 == \"Domain-0\" || $1 == \"{name}\" {{ print $NF }}'"
         ))?;
         let mut values = text.split_whitespace().rev();
         let mut next = || -> Result<f64> { Ok(values.next().context("xl list")?.parse()?) };
