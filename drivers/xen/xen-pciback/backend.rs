@@ -3,10 +3,14 @@
 //! One guest's backend: the toolstack's list of devices, the handshake, the connection.
 //!
 //! *Owns* the exports, the connection and the watch on its own directory. *Callers*: the xenbus core's
-//! watch thread, which serves all guests: it only queues the work item `control`, except for the end of
-//! a device, which the core wants done there. The work item does everything else; it reads both states
-//! afresh each time it runs, so that a frontend that flaps between states costs one run, not one for
-//! each event.
+//! watch thread, which serves all guests: it only queues work items. `control` does everything while
+//! the device lives; it reads both states afresh each time it runs, so that a frontend that flaps
+//! between states costs one run, not one for each event. `end` ends it: a request that is being served
+//! may reset a function, which takes as long as a reset, and the connection ends after it.
+//!
+//! After the core has called `remove` it knows nothing of the device any more; the reference that we
+//! hold keeps its memory until `end` has run. The functions are released in `remove` itself: that only
+//! queues work, and whoever is to get them next has to find them in that state.
 //!
 //! *Lock*: `link`, a mutex that is held while the connection is made or ended, and `roots`, used by the work
 //! item only. Nothing is held while the work item waits for a function to become free.
@@ -52,6 +56,8 @@ pub(crate) struct Backend {
     watch: Mutex<Option<Watch<Backend>>>,
     #[pin]
     control: Item<Backend, 0>,
+    #[pin]
+    end: Item<Backend, 1>,
     /// For lines that the guest can provoke.
     #[pin]
     limit: RateLimit,
@@ -66,6 +72,7 @@ pub(crate) struct Backend {
 }
 
 xen::has_work_item!(Backend, 0, control);
+xen::has_work_item!(Backend, 1, end);
 
 impl Run<0> for Backend {
     fn run(this: Arc<Self>) {
@@ -74,6 +81,17 @@ impl Run<0> for Backend {
                 break;
             }
         }
+    }
+}
+
+impl Run<1> for Backend {
+    fn run(this: Arc<Self>) {
+        let watch = this.watch.lock().take();
+        drop(watch);
+        Item::<Self, 0>::cancel(&this);
+        this.disconnect();
+        // What `control` was about to export when the end came.
+        this.release_all();
     }
 }
 
@@ -100,6 +118,7 @@ impl xenbus::Driver for Backend {
                 roots <- new_mutex!(KVec::new()),
                 watch <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
+                end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
                 failed: AtomicBool::new(false),
                 retries <- RateLimit::new(600, 16),
@@ -117,7 +136,6 @@ impl xenbus::Driver for Backend {
 
     fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, front: State) {
         if this.next(front) == BackendAction::Unregister {
-            this.disconnect();
             dev.switch_state(State::Closed);
             // Calls `remove`.
             dev.unregister();
@@ -128,13 +146,8 @@ impl xenbus::Driver for Backend {
 
     fn remove(this: Arc<Self>, _dev: &Device) {
         this.dying.store(true, Ordering::Release);
-        let watch = this.watch.lock().take();
-        drop(watch);
-        Item::<Self, 0>::cancel(&this);
-        this.disconnect();
-        while let Some(function) = this.exports.remove_any() {
-            Function::start_release(&function);
-        }
+        this.release_all();
+        QUEUE.add::<Self, 1>(this);
     }
 }
 
@@ -151,6 +164,11 @@ impl Backend {
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
         match self.next(self.dev.peer_state()) {
+            // A frontend that started again so fast that nobody saw it start: its page is another one.
+            BackendAction::Wait if self.is_replaced() => {
+                self.disconnect();
+                self.switch(State::InitWait)
+            }
             BackendAction::Wait => false,
             BackendAction::Export => self.export_all(),
             BackendAction::Attach => {
@@ -178,9 +196,34 @@ impl Backend {
         true
     }
 
+    /// Takes all functions away from the guest; the work is done by their own work items.
+    fn release_all(&self) {
+        while let Some(function) = self.exports.remove_any() {
+            Function::start_release(&function);
+        }
+    }
+
     fn disconnect(&self) {
         let link = self.link.lock().take();
         drop(link);
+    }
+
+    /// Whether a frontend that waits for us has published another page or port than those in use.
+    fn is_replaced(&self) -> bool {
+        let in_use = self.link.lock().as_ref().map(Link::keys);
+        let (State::Connected, State::Initialised, Some(in_use)) =
+            (self.dev.own_state(), self.dev.peer_state(), in_use)
+        else {
+            return false;
+        };
+        let read = |key: &CStr| {
+            let value = store::NOW.read(self.dev.peer_directory(), key);
+            value.and_then(|value| value.number())
+        };
+        match (read(c"pci-op-ref"), read(c"event-channel")) {
+            (Ok(grant), Ok(port)) => (grant, port) != in_use,
+            _ => false,
+        }
     }
 
     /// How many devices the toolstack lists.
@@ -202,7 +245,11 @@ impl Backend {
         store::NOW.read(self.dev.directory(), NumberedKey::new(name, number).text())
     }
 
+    /// Writes a key of device `number`, unless the toolstack may have taken the directory away.
     fn write(&self, name: &str, number: u32, value: fmt::Arguments<'_>) -> Result {
+        if self.dying() {
+            return Err(ENODEV);
+        }
         store::NOW.write(
             self.dev.directory(),
             NumberedKey::new(name, number).text(),

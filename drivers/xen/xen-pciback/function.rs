@@ -80,6 +80,8 @@ struct Config {
     intx: Control,
     /// Since the present guest has it.
     denied: DeniedWrites,
+    /// The last request of the guest for MSI or MSI-X failed.
+    messages_failed: bool,
 }
 
 /// What a guest may do beyond the policy; set by the administrator, ends with the assignment.
@@ -116,6 +118,10 @@ pub(crate) struct Function {
     /// For lines that the guest can provoke.
     #[pin]
     limit: RateLimit,
+    /// Requests for MSI after one that failed: the kernel's own code has a line in the log for each
+    /// that Xen refuses, and no limit for them.
+    #[pin]
+    retries: RateLimit,
 }
 
 xen::has_work_item!(Function, 0, release);
@@ -197,9 +203,11 @@ impl Function {
                     guest: None,
                     intx: Control::new(),
                     denied: DeniedWrites::new(),
+                    messages_failed: false,
                 }),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
+                retries <- RateLimit::new(60, 16),
             }),
             GFP_KERNEL,
         )
@@ -349,6 +357,7 @@ impl Function {
         }
         config.space.reset_for_assignment();
         config.denied.clear();
+        config.messages_failed = false;
         if let Err(e) = self.dev.set_owner(domid) {
             drop(config);
             let _ = self.apply(Event::Release);
@@ -553,7 +562,7 @@ impl Function {
                 ..
             } => self.config_write(&mut config, offset, size, value),
             Request::EnableMsi { .. } => self
-                .enable_msi()
+                .retry(&mut config, || self.enable_msi())
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             Request::DisableMsi { .. } => {
                 if self.dev.msi_state().0 {
@@ -563,7 +572,7 @@ impl Function {
                 Ok(self.acknowledger.pirq())
             }
             Request::EnableMsix { .. } => self
-                .enable_msix(entries)
+                .retry(&mut config, || self.enable_msix(entries))
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             Request::DisableMsix { .. } => {
                 if self.dev.msi_state().1 {
@@ -638,6 +647,20 @@ impl Function {
             );
         }
         Ok(0)
+    }
+
+    /// Enables MSI or MSI-X, not too often after it has failed.
+    fn retry(
+        &self,
+        config: &mut Config,
+        enable: impl FnOnce() -> Result<u32, OpStatus>,
+    ) -> Result<u32, OpStatus> {
+        if config.messages_failed && !self.retries.allows() {
+            return Err(OpStatus::OpFailed);
+        }
+        let result = enable();
+        config.messages_failed = result.is_err();
+        result
     }
 
     fn enable_msi(&self) -> Result<u32, OpStatus> {

@@ -83,6 +83,7 @@ xen::has_work_item!(Server, 0, work);
 pub(crate) struct Link {
     channel: Option<EventChannel<Server>>,
     server: Arc<Server>,
+    keys: (u32, u32),
 }
 
 impl Link {
@@ -120,7 +121,13 @@ impl Link {
         Ok(Self {
             channel: Some(channel),
             server,
+            keys: (grant, port),
         })
+    }
+
+    /// Grant reference and port, as the guest published them.
+    pub(crate) fn keys(&self) -> (u32, u32) {
+        self.keys
     }
 }
 
