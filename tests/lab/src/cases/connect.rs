@@ -116,7 +116,7 @@ const SOAK: [&str; 4] = [NIC, "0000:00:06.0", "0000:00:07.0", "0000:00:09.0"];
 fn connects(lab: &Lab<'_>) -> Result<()> {
     let mut all_well = true;
     for back in ["c", "rust"] {
-        let hide: String = SOAK.iter().map(|device| format!("({device})")).collect();
+        let hide = format!("({})", SOAK.join(")("));
         lab.load(back, &format!("hide='{hide}'"))?;
         let (mut started, mut present) = (0, 0);
         while started < lab.connects {

@@ -360,7 +360,7 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
         slow.push(below[0].clone());
     }
     let slow: Vec<&str> = slow.iter().map(String::as_str).collect();
-    let hide: String = slow.iter().map(|d| format!("({d})")).collect();
+    let hide = format!("({})", slow.join(")("));
     lab.load(lab.back, &format!("hide='{hide}(00:05.0)'"))?;
     let options = GuestOptions {
         front: "none",

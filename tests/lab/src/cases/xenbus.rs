@@ -394,7 +394,7 @@ fn thirty_three(lab: &Lab<'_>) -> Result<()> {
     let all = lab.sh("lspci -n -d 1234:11e8 | cut -d' ' -f1 | sed 's/^/0000:/' | grep '[.]0$'")?;
     let all: Vec<&str> = all.lines().collect();
     ensure!(all.len() >= 34, "{} devices", all.len());
-    let hide: String = all.iter().map(|d| format!("({d})")).collect();
+    let hide = format!("({})", all.join(")("));
     lab.load(lab.back, &format!("hide='{hide}'"))?;
     let options = GuestOptions {
         front: lab.front,
