@@ -23,7 +23,7 @@
 use crate::transport::{Link, Transport};
 use core::{
     ptr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use kernel::{
     bindings, ffi,
@@ -59,6 +59,8 @@ struct SysData {
     number: u8,
     transport: Arc<Transport>,
     released: Arc<AtomicBool>,
+    /// Which functions have MSI-X, one bit each.
+    msix: [AtomicU32; 8],
     #[pin]
     constants: IrqLock<Constants>,
 }
@@ -200,6 +202,29 @@ pub(crate) unsafe fn request(opcode: Opcode, bus: *mut bindings::pci_bus, devfn:
     }
 }
 
+/// Notes whether a function of `bus` has MSI-X now. Gives whether it had it.
+///
+/// # Safety
+///
+/// As [`data_of`].
+pub(crate) unsafe fn note_msix(bus: *mut bindings::pci_bus, devfn: u32, on: bool) -> bool {
+    // SAFETY: promised by the caller.
+    let Some(data) = (unsafe { data_of(bus) }) else {
+        return false;
+    };
+    // CAST: the word of a devfn, which has 8 bits.
+    let Some(word) = data.msix.get((devfn / 32) as usize) else {
+        return false;
+    };
+    let bit = 1u32.wrapping_shl(devfn);
+    let before = if on {
+        word.fetch_or(bit, Ordering::Relaxed)
+    } else {
+        word.fetch_and(!bit, Ordering::Relaxed)
+    };
+    before & bit != 0
+}
+
 /// Whether the backend at the other end of `link` lends this function.
 pub(crate) fn is_behind(function: &Device, link: &Link) -> bool {
     // SAFETY: a live function has a live bus; the result ends with this function.
@@ -336,6 +361,7 @@ impl RootBus {
                 number,
                 transport,
                 released: told,
+                msix: [const { AtomicU32::new(0) }; 8],
                 constants <- new_irq_lock!(constants, "pcifront_constants"),
             }),
             GFP_KERNEL,

@@ -6,6 +6,10 @@
 //! which that code binds to interrupts. A positive result of [`enable_msix`] makes the PCI core ask again
 //! with that number, if the driver is content with so many; see [`pciif::vectors`]. Before it does,
 //! it calls [`disable_msix`], which does nothing to a function without MSI-X.
+//!
+//! When the MSI code tears down the vectors of a function it has noted already that MSI-X is off, and
+//! asks for the end of MSI. So what was enabled is remembered here ([`bus::note_msix`]), and that is
+//! ended: a backend that still has MSI-X on refuses the next driver's vectors.
 
 use crate::{bus, transport::Answer};
 use core::ptr;
@@ -99,9 +103,26 @@ extern "C" fn enable_msi(dev: *mut bindings::pci_dev, vectors: *mut ffi::c_int) 
 }
 
 extern "C" fn disable_msi(dev: *mut bindings::pci_dev) {
-    // SAFETY: the MSI code passes a live function. There is nothing to do about an error: the
-    // backend ends MSI itself when it takes the function back.
-    let _ = unsafe { ask(dev, Opcode::DisableMsi, 0, &mut []) };
+    // SAFETY: the MSI code passes a live function.
+    unsafe { disable(dev, Opcode::DisableMsi) }
+}
+
+/// Ends MSI-X if the function has it, else what `opcode` says.
+///
+/// # Safety
+///
+/// `dev` must be a live function.
+unsafe fn disable(dev: *mut bindings::pci_dev, opcode: Opcode) {
+    // SAFETY: a live function has a live bus.
+    let had_msix = unsafe { bus::note_msix((*dev).bus, (*dev).devfn, false) };
+    let opcode = if had_msix {
+        Opcode::DisableMsix
+    } else {
+        opcode
+    };
+    // SAFETY: promised by the caller. There is nothing to do about an error: the backend ends MSI
+    // itself when it takes the function back.
+    let _ = unsafe { ask(dev, opcode, 0, &mut []) };
 }
 
 extern "C" fn enable_msix(
@@ -169,6 +190,8 @@ unsafe fn try_msix(
         Err(status) => Outcome::Failed(errno_of(status.to_wire())),
     };
     if outcome == Outcome::Done {
+        // SAFETY: a live function has a live bus.
+        unsafe { bus::note_msix((*dev).bus, (*dev).devfn, true) };
         for (at, entry) in entries.iter().enumerate() {
             // SAFETY: room for `count`, which is the number of entries.
             unsafe { *vectors.add(at) = ffi::c_int::from(entry.vector) };
@@ -178,6 +201,6 @@ unsafe fn try_msix(
 }
 
 extern "C" fn disable_msix(dev: *mut bindings::pci_dev) {
-    // SAFETY: as in `disable_msi`.
-    let _ = unsafe { ask(dev, Opcode::DisableMsix, 0, &mut []) };
+    // SAFETY: the MSI code passes a live function.
+    unsafe { disable(dev, Opcode::DisableMsix) }
 }
