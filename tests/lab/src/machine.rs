@@ -167,9 +167,10 @@ const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M do
     dom0_vcpus_pin \
     noreboot spec-ctrl=no xpti=no loglvl=warning";
 /// dom0 and guests: the kernel's messages go to its ring only, the serial line is slow.
+/// A busy host must not make the kernel distrust its clock in the middle of a run.
 const KERNEL_ARGS: &str =
     "console=hvc0 quiet loglevel=4 mitigations=off nokaslr audit=0 selinux=0 \
-    random.trust_cpu=on";
+    random.trust_cpu=on tsc=nowatchdog";
 
 impl Machine {
     /// Boots and waits until dom0 answers.

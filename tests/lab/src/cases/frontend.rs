@@ -12,52 +12,10 @@ use std::time::Instant;
 
 pub const CASES: &[Case] = &[
     Case {
-        name: "check_83_bar_that_cannot_be_claimed_is_explained",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: unclaimed,
-    },
-    Case {
-        name: "check_84_functions_without_function_0_and_several_roots_are_found",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: no_function_0,
-    },
-    Case {
         name: "check_85_driver_rebinds_and_the_module_comes_back",
         ends: Ends::RustFrontend,
         profile: &STANDARD,
         run: rebind,
-    },
-    Case {
-        name: "check_86_backend_that_breaks_the_rules_costs_bounded_time_and_one_line",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: bad_backend,
-    },
-    Case {
-        name: "check_87_backend_that_dies_in_any_state_is_cleaned_up",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: backend_dies,
-    },
-    Case {
-        name: "check_89_more_than_128_vectors_wanted_gives_a_usable_number",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: vectors,
-    },
-    Case {
-        name: "check_90_eight_threads_and_interrupt_context_get_their_own_answers",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: threads,
-    },
-    Case {
-        name: "constants_are_asked_once_and_the_ids_always",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: constants,
     },
     Case {
         name: "error_messages_reach_the_handlers_that_are_there",
@@ -66,10 +24,34 @@ pub const CASES: &[Case] = &[
         run: error_messages,
     },
     Case {
-        name: "roots_in_several_domains_and_a_backend_without_a_list",
+        name: "constants_are_asked_once_and_the_ids_always",
         ends: Ends::RustFrontend,
         profile: &STANDARD,
-        run: roots,
+        run: constants,
+    },
+    Case {
+        name: "check_89_more_than_128_vectors_wanted_gives_a_usable_number",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: vectors,
+    },
+    Case {
+        name: "nvme_reads_back_64_mib_while_lspci_runs_on_four_vcpus",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: disk,
+    },
+    Case {
+        name: "check_90_eight_threads_and_interrupt_context_get_their_own_answers",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: threads,
+    },
+    Case {
+        name: "check_84_functions_without_function_0_and_several_roots_are_found",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: no_function_0,
     },
     Case {
         name: "hot_plug_and_unplug_leave_a_busy_nic_alone",
@@ -78,16 +60,34 @@ pub const CASES: &[Case] = &[
         run: hot_plug,
     },
     Case {
+        name: "roots_in_several_domains_and_a_backend_without_a_list",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: roots,
+    },
+    Case {
+        name: "check_83_bar_that_cannot_be_claimed_is_explained",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: unclaimed,
+    },
+    Case {
+        name: "check_87_backend_that_dies_in_any_state_is_cleaned_up",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: backend_dies,
+    },
+    Case {
+        name: "check_86_backend_that_breaks_the_rules_costs_bounded_time_and_one_line",
+        ends: Ends::RustFrontend,
+        profile: &STANDARD,
+        run: bad_backend,
+    },
+    Case {
         name: "save_of_a_guest_with_a_device_costs_it_nothing",
         ends: Ends::RustFrontend,
         profile: &STANDARD,
         run: save,
-    },
-    Case {
-        name: "nvme_reads_back_64_mib_while_lspci_runs_on_four_vcpus",
-        ends: Ends::RustFrontend,
-        profile: &STANDARD,
-        run: disk,
     },
 ];
 
