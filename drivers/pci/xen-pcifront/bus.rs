@@ -113,6 +113,8 @@ impl SysData {
         // CAST: was made from a u8.
         let (bus, devfn) = (op.bus as u8, op.devfn);
         if NO_CACHE.get() {
+            // What is read now is not looked at, so nothing of before may be served later.
+            self.constants(bus, devfn, ConstantCache::invalidate);
             return self.transport.request(op);
         }
         let known = self.constants(bus, devfn, |cache| {

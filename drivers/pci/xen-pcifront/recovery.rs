@@ -44,11 +44,13 @@ fn handle(link: &Link, message: ErrorMessage) -> Verdict {
         bus::forget_constants(&function);
     }
     let verdict = recovery::run(&function, message.step);
-    dev_info!(
-        function.as_generic(),
-        "error recovery: {:?}, the driver says {:?}\n",
-        message.step,
-        verdict
-    );
+    if link.may_tell() {
+        dev_info!(
+            function.as_generic(),
+            "error recovery: {:?}, the driver says {:?}\n",
+            message.step,
+            verdict
+        );
+    }
     verdict
 }

@@ -62,6 +62,7 @@ use xen::{
     clock::{self, PollClock},
     event::{EventChannel, Handler, Irq, IrqCell},
     lock::IrqLock,
+    log::RateLimit,
     new_irq_lock,
     page::{GrantedPage, SharedPage},
     work::{Item, Queue, Run},
@@ -100,6 +101,9 @@ pub(crate) struct Link {
     ending: AtomicBool,
     /// Counts how often answers of before stopped being worth anything.
     losses: AtomicU32,
+    /// The backend decides how many error messages there are.
+    #[pin]
+    limit: RateLimit,
     page: GrantedPage,
 }
 
@@ -143,6 +147,7 @@ impl Transport {
                 gone: AtomicBool::new(false),
                 ending: AtomicBool::new(false),
                 losses: AtomicU32::new(0),
+                limit <- RateLimit::new(60, 8),
                 page,
             }),
             GFP_KERNEL,
@@ -252,6 +257,11 @@ impl Link {
     /// The shared page.
     pub(crate) fn page(&self) -> &SharedPage {
         self.page.page()
+    }
+
+    /// Whether a line about an error message may be written now.
+    pub(crate) fn may_tell(&self) -> bool {
+        self.limit.allows()
     }
 
     /// Whether the link still stands.
