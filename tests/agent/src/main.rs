@@ -57,6 +57,7 @@ fn raw(tty: &str) -> (File, File) {
 fn serve(tty: &str) -> ! {
     let (input, mut output) = raw(tty);
     let mut last: Option<Answer> = None;
+    let mut answered = Instant::now();
     let mut input = BufReader::new(input);
     loop {
         let mut line = Vec::new();
@@ -69,9 +70,14 @@ fn serve(tty: &str) -> ! {
         };
         if last.as_ref().map(|a| a.id) != Some(request.id) {
             last = Some(run(&request));
+        } else if answered.elapsed() < Duration::from_secs(2) {
+            // Asked again while the command ran; a long answer, once for each of these, would keep
+            // the line busy for minutes.
+            continue;
         }
         if let Some(answer) = &last {
             let _ = output.write_all(answer.to_line().as_bytes());
+            answered = Instant::now();
         }
     }
 }

@@ -337,20 +337,23 @@ fn rebind(lab: &Lab<'_>) -> Result<()> {
     guest.destroy()
 }
 
-/// Reads ids and class for some seconds; every answer has to be the right one or all ones.
+/// Reads ids and class so many times; every answer has to be the right one or all ones. Gives how
+/// many were which.
 fn only_right_answers(guest: &Guest<'_>, rounds: u32) -> Result<(u32, u32)> {
     let text = guest.sh_within(
         &format!(
             "i=0; while [ $i -lt {rounds} ]; do i=$((i + 1)); for s in 0 2; do
-               echo $s $(dd if={DEVICES}/{FIRST}/config bs=4 skip=$s count=1 2>/dev/null | od -An -tx4 -v); done; done"
+               echo $s $(dd if={DEVICES}/{FIRST}/config bs=4 skip=$s count=1 2>/dev/null | od -An -tx4 -v); done; done | sort | uniq -c"
         ),
         300,
     )?;
     let (mut right, mut absent) = (0, 0);
     for line in text.lines() {
-        match line.split_whitespace().collect::<Vec<_>>()[..] {
-            ["0", IDS] | ["2", CLASS] => right += 1,
-            [_, "ffffffff"] => absent += 1,
+        let (count, answer) = line.trim().split_once(' ').context("no count")?;
+        let count: u32 = count.parse()?;
+        match answer.split_whitespace().collect::<Vec<_>>()[..] {
+            ["0", IDS] | ["2", CLASS] => right += count,
+            [_, "ffffffff"] => absent += count,
             _ => bail!("a wrong answer: {line}"),
         }
     }
