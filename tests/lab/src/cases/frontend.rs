@@ -533,6 +533,10 @@ fn threads(lab: &Lab<'_>) -> Result<()> {
             "never in interrupt context: {log}"
         );
     }
+    ensure!(
+        lines(&guest, "without its event")? == 0,
+        "an event was lost"
+    );
     guest.destroy()
 }
 
