@@ -200,7 +200,7 @@ fn seed_0(lab: &Lab<'_>) -> Result<()> {
     story.step("4 MiB from the network to the USB disk: the host finds them there, sum equal");
 
     let cards = guest.sh("cat /proc/asound/cards")?;
-    ensure!(cards.contains("ES1370"), "{cards}");
+    ensure!(cards.contains("ENS1370"), "{cards}");
     story.step(format!(
         "sound card: {}",
         cards.lines().next().unwrap_or_default().trim()
@@ -391,7 +391,7 @@ fn seed_1_with_service(lab: &Lab<'_>, story: &Story<'_>) -> Result<()> {
         ("xen-pciback", "xen-pciback.hide=(00:0d.0)"),
     ] {
         story.sh(&format!(
-            "echo '{line} quiet' >/tmp/cmdline; mount --bind /tmp/cmdline /proc/cmdline; modprobe {ask}; umount /proc/cmdline"
+            "echo '{line} quiet' >/tmp/cmdline; mount --bind /tmp/cmdline /proc/cmdline; /usr/sbin/modprobe {ask}; umount /proc/cmdline"
         ))?;
         let driver = story.driver("0000:00:0d.0")?;
         ensure!(driver == "pciback", "modprobe {ask} with {line}: {driver}");
@@ -557,7 +557,8 @@ fn seed_3(lab: &Lab<'_>) -> Result<()> {
         .context("no xen-pciback.hide= in the command line")?;
     ensure!(hidden == "(0000:06:00.0)(0000:07:00.0)", "{hidden}");
     ensure!(hidden.len() % 14 == 0, "items are not of 14 characters");
-    story.sh("modprobe xen-pciback && modprobe ahci && modprobe nvme && modprobe sd_mod")?;
+    // Not the shell's own modprobe.
+    story.sh("/usr/sbin/modprobe xen-pciback && modprobe ahci && modprobe nvme && modprobe sd_mod")?;
     for bdf in ["0000:06:00.0", "0000:07:00.0"] {
         let driver = story.driver(bdf)?;
         ensure!(driver == "pciback", "{bdf} has driver {driver}");
