@@ -491,7 +491,7 @@ fn start_driver_domain<'a>(lab: &Lab<'a>) -> Result<Guest<'a>> {
 
 fn serve_bridge(domain: &Guest<'_>) -> Result<()> {
     domain.until("[ -e /sys/class/net/eth0 ]", 20)?;
-    domain.sh("brctl addbr xenbr0 && brctl setfd xenbr0 0 && brctl addif xenbr0 eth0 && ip link set eth0 up && ip link set xenbr0 up && ip addr add 10.0.2.15/24 dev xenbr0")?;
+    domain.sh("brctl addbr xenbr0 && brctl addif xenbr0 eth0 && ip link set eth0 up && ip link set xenbr0 up && ip addr add 10.0.2.15/24 dev xenbr0")?;
     domain.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
     let ping = domain.sh("ping -c 2 -W 10 10.0.2.2")?;
     ensure!(ping.contains("2 packets received"), "{ping}");
