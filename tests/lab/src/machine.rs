@@ -513,6 +513,17 @@ impl Guest<'_> {
         Ok(())
     }
 
+    /// Ends it when it has several devices. The toolstack takes them from a paused guest one by one, and
+    /// waits ten seconds for each; here its list of them goes first.
+    pub fn destroy_with_many(self) -> Result<()> {
+        let domid = self.machine.xl(&format!("domid {}", self.name))?;
+        self.machine.sh(&format!(
+            "xenstore-rm /local/domain/0/backend/pci/{}",
+            domid.trim()
+        ))?;
+        self.destroy()
+    }
+
     /// Its kernel's messages, for the case that looks for warnings.
     pub fn keep_log(&self) {
         if let Ok(log) = self.ask("dmesg", 30) {

@@ -106,8 +106,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         return Ok(true);
     }
-    if let Do::NeedsIntree { words, .. } = &arguments.command {
-        let needs = chosen(words).any(|case| case.profile.kernel == Kernel::InTree);
+    if let Do::NeedsIntree { words, full, .. } = &arguments.command {
+        let needs = chosen(words, *full).any(|case| case.profile.kernel == Kernel::InTree);
         println!("{}", if needs { "yes" } else { "no" });
         return Ok(true);
     }
@@ -134,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let reads = reads.unwrap_or(if *full { 100_000 } else { 20_000 });
             let storm = storm.unwrap_or(if *full { 60_000 } else { 3_000 });
             let counts = (connects, cycles, reads, storm);
-            run_cases(arguments, &paths, words, counts)
+            run_cases(arguments, &paths, words, *full, counts)
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
@@ -153,9 +153,11 @@ fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
 }
 
 /// The cases whose names contain one of the words; without words all.
-fn chosen(words: &[String]) -> impl Iterator<Item = &'static Case> + '_ {
-    cases::all()
-        .filter(|case| words.is_empty() || words.iter().any(|w| case.name.contains(w.as_str())))
+fn chosen(words: &[String], full: bool) -> impl Iterator<Item = &'static Case> + '_ {
+    cases::all().filter(move |case| {
+        let named = words.iter().any(|w| case.name.contains(w.as_str()));
+        named || words.is_empty() && (full || !case.is_only_full())
+    })
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
@@ -178,6 +180,7 @@ fn run_cases(
     arguments: &Arguments,
     paths: &Paths,
     words: &[String],
+    full: bool,
     (connects, cycles, reads, storm): (u32, u32, u32, u32),
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
@@ -185,7 +188,7 @@ fn run_cases(
         Ends::RustBackend => arguments.back == "rust",
         Ends::RustFrontend => arguments.front == "rust",
     };
-    let chosen: Vec<_> = chosen(words).collect();
+    let chosen: Vec<_> = chosen(words, full).collect();
     for case in chosen.iter().filter(|case| !fits(case)) {
         println!("not run: {} states a rule of ours", case.name);
     }

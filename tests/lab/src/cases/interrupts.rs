@@ -82,7 +82,7 @@ fn intx(lab: &Lab<'_>) -> Result<()> {
             "{device} after the drivers: {state}"
         );
     }
-    guest.destroy()?;
+    guest.destroy_with_many()?;
     let left = lab
         .machine
         .ask("grep -F 'xen-pciback[' /proc/interrupts", 20)?;

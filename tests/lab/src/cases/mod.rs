@@ -64,6 +64,16 @@ const THEMES: &[&[Case]] = &[
     LAST,
 ];
 
+/// Cases that `make test` leaves to `make test-full`, for their time: parts of names.
+const ONLY_FULL: &[&str] = &[];
+
+impl Case {
+    /// Whether it runs only when it is named, or in the full test.
+    pub fn is_only_full(&self) -> bool {
+        ONLY_FULL.iter().any(|part| self.name.contains(part))
+    }
+}
+
 /// All cases.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     THEMES.iter().copied().flatten()

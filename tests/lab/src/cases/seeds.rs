@@ -558,7 +558,9 @@ fn seed_3(lab: &Lab<'_>) -> Result<()> {
     ensure!(hidden == "(0000:06:00.0)(0000:07:00.0)", "{hidden}");
     ensure!(hidden.len() % 14 == 0, "items are not of 14 characters");
     // Not the shell's own modprobe.
-    story.sh("/usr/sbin/modprobe xen-pciback && modprobe ahci && modprobe nvme && modprobe sd_mod")?;
+    story.sh(
+        "/usr/sbin/modprobe xen-pciback && modprobe ahci && modprobe nvme && modprobe sd_mod",
+    )?;
     for bdf in ["0000:06:00.0", "0000:07:00.0"] {
         let driver = story.driver(bdf)?;
         ensure!(driver == "pciback", "{bdf} has driver {driver}");

@@ -208,7 +208,7 @@ fn plug(lab: &Lab<'_>) -> Result<()> {
     );
     // The ones that stayed were not touched.
     super::start_nic(&guest)?;
-    guest.destroy()
+    guest.destroy_with_many()
 }
 
 fn one_bad(lab: &Lab<'_>) -> Result<()> {
@@ -270,7 +270,7 @@ fn one_bad(lab: &Lab<'_>) -> Result<()> {
     lab.sh(&format!(
         "xenstore-write {back}/num_devs 1; for n in 1 2 3; do for k in dev state vdev; do xenstore-rm {back}/$k-$n; done; done"
     ))?;
-    guest.destroy()
+    guest.destroy_with_many()
 }
 
 fn bad_list(lab: &Lab<'_>) -> Result<()> {
@@ -350,7 +350,7 @@ fn passthrough(lab: &Lab<'_>) -> Result<()> {
         ],
         "{list:?}"
     );
-    guest.destroy()
+    guest.destroy_with_many()
 }
 
 fn no_frontend(lab: &Lab<'_>) -> Result<()> {
@@ -360,7 +360,8 @@ fn no_frontend(lab: &Lab<'_>) -> Result<()> {
         devices: &[NIC],
         ..GuestOptions::default()
     };
-    for round in ["first", "second"] {
+    {
+        let round = "alone";
         let guest = lab.machine.guest(round, &options)?;
         let back = backend(lab, &guest)?;
         expect(
@@ -384,7 +385,7 @@ fn no_frontend(lab: &Lab<'_>) -> Result<()> {
             30,
         )?;
     }
-    let guest = lab.nic_guest("third")?;
+    let guest = lab.nic_guest("next")?;
     super::start_nic(&guest)?;
     guest.destroy()
 }
@@ -416,7 +417,7 @@ fn thirty_three(lab: &Lab<'_>) -> Result<()> {
     lab.machine
         .until(&format!("grep -q '^{last} available' {DRIVER}/status"), 20)?;
     guest.sh("lspci -xxx >/dev/null")?;
-    guest.destroy()?;
+    guest.destroy_with_many()?;
     // The refused one is free for another guest.
     let other = GuestOptions {
         devices: &[last],
@@ -424,7 +425,7 @@ fn thirty_three(lab: &Lab<'_>) -> Result<()> {
     };
     let (guest, _) = connected_guest(lab, "other", &other)?;
     guest.until("[ $(lspci | wc -l) = 1 ]", 20)?;
-    guest.destroy()
+    guest.destroy_with_many()
 }
 
 fn hundreds(lab: &Lab<'_>) -> Result<()> {
