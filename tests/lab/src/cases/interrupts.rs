@@ -63,7 +63,7 @@ fn intx(lab: &Lab<'_>) -> Result<()> {
     guest.sh("modprobe 8139cp")?;
     traffic(lab, &guest, "eth0")?;
     let (state, count) = handler(lab, RTL)?;
-    ensure!(state == "on:acking" && count > 100, "{state} {count}");
+    ensure!(state == "on:acking" && count > 10, "{state} {count}");
     let line = lab.sh("grep xen-pciback /proc/interrupts")?;
     ensure!(line.contains(&format!("xen-pciback[{RTL}]")), "{line}");
     let there = guest.sh("grep eth0 /proc/interrupts")?;
