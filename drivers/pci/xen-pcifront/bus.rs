@@ -508,10 +508,13 @@ impl Drop for RootBus {
     fn drop(&mut self) {
         let lock = RescanLock::take();
         // SAFETY: registered by the type invariant, the rescan lock is held. Drivers are unbound
-        // here, and still reach their functions.
+        // here, and still reach their functions. The bridge's first reference is that of who made
+        // the bus: the core does not give it back.
         unsafe {
+            let bridge = (*self.bus).bridge;
             bindings::pci_stop_root_bus(self.bus);
             bindings::pci_remove_root_bus(self.bus);
+            bindings::put_device(bridge);
         }
         drop(lock);
         for _ in 0..LAST_USER / 10 {
