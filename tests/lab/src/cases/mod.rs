@@ -52,6 +52,7 @@ impl Case {
 /// The cases by theme, in the order in which they run; those of one machine share its boot.
 const THEMES: &[&[Case]] = &[
     sysfs::CASES,
+    interrupts::IN_DOM0,
     connect::CASES,
     lifecycle::CASES,
     xenbus::CASES,
