@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
-export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS READS STORM
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM
 
 help:
 	@echo 'Xen PCI backend and frontend in Rust, for the stock kernel of Debian. Run as root:'
@@ -11,7 +11,7 @@ help:
 	@echo '  make lab          only the lab; ARGS= names cases'
 	@echo '  make seeds        only the five stories of docs/: each of their steps, with its data'
 	@echo '  make test-full    the same with the long cases of the lab'
-	@echo '  make soak         100 guests for each backend, all have to connect; CONNECTS= another number'
+	@echo '  make soak         100 guests for each backend, all have to connect (CONNECTS=); 10 000 rounds of bind and unbind (CYCLES=)'
 	@echo '  make shell        the console of dom0 in the lab, with a guest running'
 	@echo
 	@echo '  make setup        only fill the cache: root file system, kernel, Rust metadata'
@@ -59,7 +59,7 @@ lab:
 demo shell:
 	@scripts/lab $@ $(ARGS)
 soak:
-	@CONNECTS=$(or $(CONNECTS),100) scripts/lab run every_guest_connects
+	@CONNECTS=$(or $(CONNECTS),100) CYCLES=$(or $(CYCLES),10000) scripts/lab run every_guest_connects check_22
 test:
 	@scripts/test check pure lab
 test-full:

@@ -3,7 +3,7 @@
 //! Errors of the PCIe hierarchy (section H): QEMU raises them at a NIC behind a root port, dom0's PCI
 //! core asks our backend, that asks the guest.
 
-use super::{start_nic, Case, Ends, Lab, DRIVER};
+use super::{ring::Bad, start_nic, Case, Ends, Lab, DRIVER};
 use crate::machine::STANDARD;
 use anyhow::{ensure, Context, Result};
 
@@ -19,6 +19,12 @@ pub const CASES: &[Case] = &[
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: no_driver,
+    },
+    Case {
+        name: "check_79_80_82_a_guest_that_answers_badly_or_not_at_all_costs_seconds",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: bad_answers,
     },
 ];
 
@@ -81,6 +87,72 @@ fn no_driver(lab: &Lab<'_>) -> Result<()> {
     let log = lab.sh("dmesg | grep 'cannot recover'")?;
     ensure!(log.contains(&nic) && log.lines().count() <= 4, "{log}");
     guest.destroy()?;
+    lab.machine
+        .until(&format!("grep -q '^{nic} available' {DRIVER}/status"), 30)
+}
+
+fn bad_answers(lab: &Lab<'_>) -> Result<()> {
+    let nic = nic(lab)?;
+    lab.load(lab.back, &format!("hide='({nic})'"))?;
+    let bad = Bad::start(lab, "aer", &[&nic])?;
+    let back = super::xenbus::backend(lab, &bad.guest)?;
+    bad.one("connect")?;
+    super::xenbus::connected(lab, &back)?;
+    bad.one("flag set 1")?;
+    let over = |error: &str| {
+        lab.machine
+            .until("dmesg | grep -qE 'device recovery (successful|failed)'", 90)?;
+        let log = lab.sh("dmesg | grep -E 'device recovery|cannot recover'")?;
+        // Never more than the limit of our own lines, and the hierarchy goes on without the guest.
+        ensure!(
+            log.contains("device recovery successful") && log.lines().count() <= 6,
+            "{error}: {log}"
+        );
+        Ok(())
+    };
+    let failed = || {
+        lab.machine.until(
+            &format!("[ \"$(xenstore-read {back}/aerState)\" = aerfail ]"),
+            30,
+        )?;
+        lab.sh(&format!("xenstore-rm {back}/aerState"))
+    };
+    let works = || -> Result<()> {
+        let reply = bad.one("op 0 0 0 0 0 4 0")?;
+        ensure!(
+            reply.contains("value=0x10d38086") || reply.contains("value=282296454"),
+            "{reply}"
+        );
+        Ok(())
+    };
+    // What is no verdict: for each of the steps that follow, too.
+    for number in ["0", "7", "0x7fffffff"] {
+        let answer = format!("aer 60000 answer {number}");
+        bad.start_command(1, &[answer.as_str(); 3].join(";"))?;
+        raise(lab, "COMP_TIME")?;
+        over(number)?;
+        failed()?;
+        bad.result(1)?;
+        works()?;
+    }
+    // No answer: one wait, and none for the steps after it, nor for the next error.
+    bad.start_command(1, "aer 60000 ignore")?;
+    for round in ["first", "second"] {
+        raise(lab, "COMP_TIME")?;
+        over(round)?;
+        failed()?;
+        works()?;
+    }
+    bad.result(1)?;
+    // It answers in the end and is asked again; then it closes in the middle.
+    bad.one("flag clear 2")?;
+    bad.start_command(1, "aer 60000 closing")?;
+    raise(lab, "COMP_TIME")?;
+    over("closing")?;
+    bad.result(1)?;
+    lab.machine
+        .until(&format!("[ \"$(xenstore-read {back}/state)\" = 5 ]"), 30)?;
+    bad.guest.destroy()?;
     lab.machine
         .until(&format!("grep -q '^{nic} available' {DRIVER}/status"), 30)
 }

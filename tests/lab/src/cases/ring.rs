@@ -47,8 +47,8 @@ const NOT_IMPLEMENTED: i32 = -4;
 const FAILED: i32 = -5;
 
 /// A guest with the bad frontend.
-struct Bad<'a> {
-    guest: Guest<'a>,
+pub(super) struct Bad<'a> {
+    pub(super) guest: Guest<'a>,
 }
 
 /// What came of one request.
@@ -76,7 +76,7 @@ fn figure(text: &str, key: &str) -> Result<i64> {
 }
 
 impl<'a> Bad<'a> {
-    fn start(lab: &Lab<'a>, name: &str, devices: &[&str]) -> Result<Self> {
+    pub(super) fn start(lab: &Lab<'a>, name: &str, devices: &[&str]) -> Result<Self> {
         let guest = lab.machine.guest(
             name,
             &GuestOptions {
@@ -129,12 +129,12 @@ impl<'a> Bad<'a> {
         Ok(results)
     }
 
-    fn one(&self, command: &str) -> Result<String> {
+    pub(super) fn one(&self, command: &str) -> Result<String> {
         Ok(self.all(&[command.to_owned()])?.remove(0))
     }
 
     /// Starts a command in the background, as that of lane 0 or 1.
-    fn start_command(&self, lane: u32, command: &str) -> Result<()> {
+    pub(super) fn start_command(&self, lane: u32, command: &str) -> Result<()> {
         self.guest.sh(&format!(
             "rm -f /tmp/done{lane}
              setsid sh -c 'cd /sys/bus/xen/drivers/badfront
@@ -145,7 +145,7 @@ impl<'a> Bad<'a> {
     }
 
     /// Waits for the end of a command in the background; its result.
-    fn result(&self, lane: u32) -> Result<String> {
+    pub(super) fn result(&self, lane: u32) -> Result<String> {
         self.guest.until(&format!("[ -e /tmp/done{lane} ]"), 180)?;
         let text = self.guest.sh(&format!("cat /tmp/done{lane}"))?;
         let (status, result) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
