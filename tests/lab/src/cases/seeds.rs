@@ -287,11 +287,11 @@ fn seed_1(lab: &Lab<'_>) -> Result<()> {
     let story = Story::new(lab, "seed_1");
     // As `make install` does it.
     story.sh(&format!(
-        "mkdir -p /lib/modules/$(uname -r)/updates && cp /modules/{}/xen-pciback.ko /lib/modules/$(uname -r)/updates/ && depmod",
+        "mkdir -p /lib/modules/$(uname -r)/updates && cp /modules/{}/xen-pciback.ko /lib/modules/$(uname -r)/updates/ && /usr/sbin/depmod",
         lab.back
     ))?;
     let result = seed_1_with_service(lab, &story);
-    story.sh("umount /proc/cmdline 2>/dev/null; rm -f /etc/xen/pciback.conf /lib/modules/*/updates/xen-pciback.ko; depmod; modprobe -r e1000e; true")?;
+    story.sh("umount /proc/cmdline 2>/dev/null; rm -f /etc/xen/pciback.conf /lib/modules/*/updates/xen-pciback.ko; /usr/sbin/depmod; modprobe -r e1000e; true")?;
     result
 }
 
@@ -547,7 +547,7 @@ fn other_config(text: &str) -> Vec<&str> {
 fn seed_3(lab: &Lab<'_>) -> Result<()> {
     let story = Story::new(lab, "seed_3");
     story.sh(&format!(
-        "mkdir -p /lib/modules/$(uname -r)/updates && cp /modules/{}/xen-pciback.ko /lib/modules/$(uname -r)/updates/ && depmod",
+        "mkdir -p /lib/modules/$(uname -r)/updates && cp /modules/{}/xen-pciback.ko /lib/modules/$(uname -r)/updates/ && /usr/sbin/depmod",
         lab.back
     ))?;
     let line = story.sh("cat /proc/cmdline")?;
