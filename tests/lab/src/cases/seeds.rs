@@ -435,7 +435,7 @@ fn seed_2(lab: &Lab<'_>) -> Result<()> {
         },
     )?;
     start_second(&story, &guest, "eth0")?;
-    let bridge = domain.sh("brctl show")?;
+    let bridge = domain.sh("ls /sys/class/net/xenbr0/brif")?;
     ensure!(
         bridge.contains("vif") && bridge.contains("eth0"),
         "{bridge}"
