@@ -194,8 +194,9 @@ impl Machine {
                 "-accel",
                 "tcg,thread=multi",
             ])
-            // With x2apic no MSI-X would arrive in the guest.
-            .args(["-cpu", "max,-x2apic", "-m", "4096", "-smp", "2"])
+            // With x2apic no MSI-X would arrive in the guest. With AVX, whose registers the C library uses
+            // to copy memory, programs in guests with several vCPUs died of corrupted heaps.
+            .args(["-cpu", "max,-x2apic,-avx,-avx2", "-m", "4096", "-smp", "2"])
             .args([
                 "-device",
                 "intel-iommu,intremap=on",

@@ -154,7 +154,7 @@ fn registers(lab: &Lab<'_>) -> Result<()> {
     let guest = lab.nic_guest("second")?;
     let command = guest.sh("setpci -s 00:00.0 04.w")?;
     ensure!(
-        u32::from_str_radix(command.trim(), 16)? & 0x0547 == 0,
+        u32::from_str_radix(command.trim(), 16)? & 0x0047 == 0,
         "COMMAND is {command}"
     );
     guest.destroy()
