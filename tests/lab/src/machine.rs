@@ -517,9 +517,11 @@ impl Guest<'_> {
     /// waits ten seconds for each; here its list of them goes first.
     pub fn destroy_with_many(self) -> Result<()> {
         let domid = self.machine.xl(&format!("domid {}", self.name))?;
+        let domid = domid.trim();
         self.machine.sh(&format!(
-            "xenstore-rm /local/domain/0/backend/pci/{}",
-            domid.trim()
+            "xenstore-rm /local/domain/0/backend/pci/{domid}
+             for d in $(xenstore-list /libxl/pci); do
+               [ \"$(xenstore-read /libxl/pci/$d/domid 2>/dev/null)\" != {domid} ] || xenstore-rm /libxl/pci/$d/domid; done"
         ))?;
         self.destroy()
     }

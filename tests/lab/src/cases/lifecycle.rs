@@ -394,7 +394,7 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
     ensure!(log.status == 0, "{log:?}");
     lab.machine
         .until(&format!("! grep -q releasing {DRIVER}/status"), 60)?;
-    victim.destroy()?;
+    victim.destroy_with_many()?;
     other.destroy()?;
     lab.sh(
         "for d in /sys/bus/pci/devices/*/reset_method; do echo default >$d 2>/dev/null; done; true",
