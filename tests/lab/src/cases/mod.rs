@@ -91,6 +91,11 @@ const ONLY_FULL: &[&str] = &[
 ];
 
 impl Case {
+    /// Whether it only looks at what the others have left in the logs.
+    pub fn looks_at_logs(&self) -> bool {
+        self.name.starts_with("logs_")
+    }
+
     /// Whether it runs only when it is named, or in the full test.
     pub fn is_only_full(&self) -> bool {
         ONLY_FULL.iter().any(|part| self.name.contains(part))
