@@ -161,6 +161,7 @@ fn four_vcpus(lab: &Lab<'_>) -> Result<()> {
         &GuestOptions {
             front: lab.front,
             vcpus: 4,
+            cpus: "0-1",
             devices: &[NIC],
             ..GuestOptions::default()
         },
