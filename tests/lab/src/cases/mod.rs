@@ -71,6 +71,10 @@ const ONLY_FULL: &[&str] = &[
     "every_guest_connects",
     "pairing_back_c_front_c",
     "passthrough_shows",
+    "check_28",
+    "slow_resets",
+    "constants_are_asked",
+    "check_89",
     "check_39_40",
     "check_41_49",
     "check_44",
@@ -90,6 +94,7 @@ const ONLY_FULL: &[&str] = &[
     "nvme_reads_back",
     "roots_in_several",
     "save_of_a_guest",
+    "seed_0",
     "seed_2",
     "seed_3",
 ];
