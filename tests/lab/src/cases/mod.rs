@@ -71,6 +71,7 @@ const ONLY_FULL: &[&str] = &[
     "every_guest_connects",
     "pairing_back_c_front_c",
     "passthrough_shows",
+    "check_23",
     "check_28",
     "slow_resets",
     "constants_are_asked",
