@@ -80,7 +80,8 @@ enum Do {
     /// Leaves a person on dom0's console with the guest running.
     Shell,
     /// Runs shell commands in dom0, one after the other, and prints what they say. `guest NAME
-    /// DEVICE...` starts a guest and `in NAME COMMAND` runs a command in it.
+    /// DEVICE...` starts a guest and `in NAME COMMAND` runs a command in it. Without commands they are
+    /// read from standard input, a line each.
     Exec {
         /// The commands.
         commands: Vec<String>,
@@ -339,7 +340,14 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
 fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
     let machine = boot(arguments, images, &STANDARD)?;
     let mut guests = Vec::new();
+    let lines = std::io::stdin().lines().map_while(Result::ok);
+    let commands: Box<dyn Iterator<Item = String>> = if commands.is_empty() {
+        Box::new(lines)
+    } else {
+        Box::new(commands.iter().cloned())
+    };
     for command in commands {
+        let start = Instant::now();
         println!("# {command}");
         let words: Vec<&str> = command.split_whitespace().collect();
         match words.split_first() {
@@ -358,8 +366,9 @@ fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<b
                 let guest = guest.with_context(|| format!("no guest {name}"))?;
                 println!("{}", guest.ask(&words.join(" "), 120)?.output.trim_end());
             }
-            _ => println!("{}", machine.ask(command, 120)?.output.trim_end()),
+            _ => println!("{}", machine.ask(&command, 120)?.output.trim_end()),
         }
+        println!("# {:.1} s", start.elapsed().as_secs_f32());
     }
     Ok(true)
 }

@@ -4,7 +4,7 @@
 
 use super::{Case, Ends, Lab, DRIVER};
 use crate::machine::{EDU, NIC, STANDARD, TESTDEV};
-use anyhow::{ensure, Result};
+use anyhow::{bail, ensure, Result};
 
 pub const CASES: &[Case] = &[
     Case {
@@ -404,19 +404,26 @@ fn grants(lab: &Lab<'_>) -> Result<()> {
 
 fn hide_force(lab: &Lab<'_>) -> Result<()> {
     lab.sh("modprobe e1000e && modprobe nvme && ip link set eth0 up && mkdir -p /tmp/disk")?;
-    lab.machine.until("test -b /dev/nvme0n1", 10)?;
-    // Which of the two disks is which.
-    let disk = "d=$(ls -d /sys/bus/pci/devices/0000:00:07.0/nvme/nvme*/nvme*n1); d=/dev/${d##*/}";
+    lab.machine
+        .until("test -b /dev/nvme0n1 && test -b /dev/nvme1n1", 10)?;
+    // Not the disk whose contents other cases read.
+    let below = lab.below("00:12.0")?;
+    let [storage] = below.as_slice() else {
+        bail!("one disk expected: {below:?}");
+    };
+    let disk = format!(
+        "d=$(ls -d /sys/bus/pci/devices/{storage}/nvme/nvme*/nvme*n1); d=/dev/${{d##*/}}"
+    );
     lab.sh(&format!("{disk}; mke2fs -q $d 2>/dev/null || mkfs.ext2 $d >/dev/null; modprobe ext4; mount -t ext2 $d /tmp/disk || mount -t ext4 $d /tmp/disk"))?;
     let nic = "readlink /sys/class/net/eth0/device";
     ensure!(lab.sh(nic)?.trim().ends_with(NIC), "eth0 is another one");
-    let hide = "hide='(00:05.0)(00:06.0)(00:07.0)'";
-    lab.load(lab.back, hide)?;
+    let hide = format!("hide='(00:05.0)(00:06.0)({})'", &storage[5..]);
+    lab.load(lab.back, &hide)?;
     let lines = |text: &str| lab.machine.ask(&format!("dmesg | grep '{text}'"), 20);
     let said = lines("is listed in hide=")?.output;
     for part in [
         "0000:00:05.0: is listed in hide=, but driver e1000e",
-        "0000:00:07.0: is listed in hide=, but driver nvme",
+        &format!("{storage}: is listed in hide=, but driver nvme"),
     ] {
         ensure!(said.contains(part), "{part:?} is not in: {said}");
     }
@@ -439,7 +446,7 @@ fn hide_force(lab: &Lab<'_>) -> Result<()> {
 
     lab.sh("ip link set eth0 down && umount /tmp/disk")?;
     lab.load(lab.back, &format!("{hide} hide_force=1"))?;
-    for device in [NIC, TESTDEV, "0000:00:07.0"] {
+    for device in [NIC, TESTDEV, storage] {
         lab.sh(&format!("test -e {DRIVER}/{device}"))?;
     }
     let taken = lines("by hide_force")?.output;
