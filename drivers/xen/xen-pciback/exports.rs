@@ -6,7 +6,8 @@
 //! shared by the [`crate::backend`], which changes it, the [`crate::server`], which looks requests
 //! up, and each [`crate::function`] that the guest has, for errors that the guest should hear of.
 //! *Locks*: `table` and `server`, held for a lookup or a change, never both; what is found stays
-//! usable by its own reference.
+//! usable by its own reference. `table` is also taken by the event handler, which serves a request
+//! under it: it must not drop the last reference to a function.
 
 use crate::{function::Function, server::Server, PASSTHROUGH};
 use kernel::{
@@ -16,10 +17,11 @@ use kernel::{
 };
 use pciif::{
     aer::{Answer, Step},
+    op::{OpStatus, Reply, Request},
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Topology, TopologyError},
 };
-use xen::{pci, store, xenbus::DeviceRef};
+use xen::{lock::DualLock, new_dual_lock, pci, store, xenbus::DeviceRef};
 
 /// The most functions that one guest can have: 32 slots of 8 on the virtual bus.
 const CAPACITY: usize = 256;
@@ -31,7 +33,7 @@ pub(crate) struct Exports {
     pub(crate) domid: u16,
     dev: DeviceRef,
     #[pin]
-    table: Mutex<KBox<Topology<Arc<Function>, CAPACITY>>>,
+    table: DualLock<KBox<Topology<Arc<Function>, CAPACITY>>>,
     #[pin]
     server: Mutex<Option<Arc<Server>>>,
 }
@@ -49,7 +51,7 @@ impl Exports {
             pin_init!(Self {
                 domid: dev.peer_domain(),
                 dev,
-                table <- new_mutex!(table),
+                table <- new_dual_lock!(table, "pciback_exports"),
                 server <- new_mutex!(None),
             }),
             GFP_KERNEL,
@@ -92,6 +94,16 @@ impl Exports {
     /// The function at a virtual address.
     pub(crate) fn find(&self, address: Sbdf) -> Option<Arc<Function>> {
         self.table.lock().find(address).cloned()
+    }
+
+    /// Serves a request if that can be done in atomic context now. `None` otherwise: nothing has
+    /// happened then.
+    pub(crate) fn serve_atomic(&self, request: &Request) -> Option<Reply> {
+        let table = self.table.try_lock_atomic()?;
+        match table.find(request.sbdf()) {
+            Some(function) => function.serve_atomic(self.domid, request),
+            None => Some(Reply::failed(OpStatus::DevNotFound)),
+        }
     }
 
     /// Takes the function at a virtual address out of the table.

@@ -24,16 +24,18 @@
 //!
 //! # Locks
 //!
-//! `config`: a mutex around everything that touches the hardware for a guest; held over a whole
-//! request, so that a release or an unbind waits for the request and no longer. `owner`: a mutex
-//! around the state, never held over anything slow; a waiter sleeps on `changed`.
+//! `config`: around everything that touches the hardware for a guest; held over a whole request, so
+//! that a release or an unbind waits for the request and no longer. A dual lock: accesses to the
+//! configuration space that cannot sleep are served by the event handler while no thread has it.
+//! `owner`: a mutex around the state, never held over anything slow; a waiter sleeps on `changed`.
+//! `serves` repeats for the handler whose requests are served, and is only written under `owner`.
 
 use crate::{
     exports::Exports,
     intx::{Acknowledger, Control},
     registry, PERMISSIVE, QUEUE, REQUIRE_RESET,
 };
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use kernel::{
     bindings, new_condvar, new_mutex,
     prelude::*,
@@ -53,7 +55,9 @@ use pciif::{
     wire::{MsixEntry, MAX_MSIX_VECTORS},
 };
 use xen::{
+    lock::DualLock,
     log::{RateLimit, Show},
+    new_dual_lock,
     pci::{self, SavedState},
     work::{Item, Run},
 };
@@ -96,6 +100,9 @@ pub(crate) enum Grant {
 /// [`Function::last_reset`]: no reset was tried yet.
 const NO_RESET_YET: i32 = 1;
 
+/// [`Function::serves`]: no guest has it.
+const NOBODY: u32 = u32::MAX;
+
 /// A function that was taken.
 #[pin_data]
 pub(crate) struct Function {
@@ -111,8 +118,10 @@ pub(crate) struct Function {
     owner: Mutex<Lifecycle>,
     #[pin]
     changed: CondVar,
+    /// Domain id, or [`NOBODY`].
+    serves: AtomicU32,
     #[pin]
-    config: Mutex<Config>,
+    config: DualLock<Config>,
     #[pin]
     release: Item<Function, 0>,
     /// For lines that the guest can provoke.
@@ -196,7 +205,8 @@ impl Function {
                 last_reset: AtomicI32::new(errno(reset)),
                 owner <- new_mutex!(Lifecycle::Available),
                 changed <- new_condvar!(),
-                config <- new_mutex!(Config {
+                serves: AtomicU32::new(NOBODY),
+                config <- new_dual_lock!(Config {
                     space,
                     golden,
                     alive: true,
@@ -204,7 +214,7 @@ impl Function {
                     intx: Control::new(),
                     denied: DeniedWrites::new(),
                     messages_failed: false,
-                }),
+                }, "pciback_config"),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
                 retries <- RateLimit::new(60, 16),
@@ -316,9 +326,19 @@ impl Function {
 
     fn apply(&self, event: Event) -> Result<(), Refusal> {
         let mut owner = self.owner.lock();
-        let result = owner.apply(event);
+        let result = self.change(&mut owner, event);
         self.changed.notify_all();
-        result.map(|_| ())
+        result
+    }
+
+    fn change(&self, owner: &mut Lifecycle, event: Event) -> Result<(), Refusal> {
+        owner.apply(event)?;
+        let serves = match *owner {
+            Lifecycle::Assigned { domid } => u32::from(domid),
+            _ => NOBODY,
+        };
+        self.serves.store(serves, Ordering::Release);
+        Ok(())
     }
 
     /// Waits for a release in progress, within a bound, while `wanted` says so.
@@ -346,7 +366,7 @@ impl Function {
     ) -> Result<Result<(), Refusal>> {
         let domid = guest.domid;
         let mut owner = self.settled(wanted);
-        if let Err(refusal) = owner.apply(Event::Assign(domid)) {
+        if let Err(refusal) = self.change(&mut owner, Event::Assign(domid)) {
             return Ok(Err(refusal));
         }
         drop(owner);
@@ -546,11 +566,41 @@ impl Function {
         decision.verdict
     }
 
-    /// Serves one request of guest `domid`; vectors of MSI-X go into `entries`.
+    fn is_assigned_to(&self, domid: u16) -> bool {
+        self.serves.load(Ordering::Acquire) == u32::from(domid)
+    }
+
+    /// Serves one request of guest `domid` in atomic context, if it cannot sleep and no thread is at
+    /// work on the function. `None` otherwise: nothing has happened then.
+    pub(crate) fn serve_atomic(&self, domid: u16, request: &Request) -> Option<Reply> {
+        let (offset, size, written) = match *request {
+            Request::ConfRead { offset, size, .. } => (offset, size, None),
+            Request::ConfWrite {
+                offset,
+                size,
+                value,
+                ..
+            } => (offset, size, Some(value)),
+            _ => return None,
+        };
+        let mut config = self.config.try_lock_atomic()?;
+        if !config.alive || !self.is_assigned_to(domid) {
+            return Some(Reply::failed(OpStatus::DevNotFound));
+        }
+        let result = ConfigAccess::new(offset, size, self.dev.config_size());
+        let result = match (result, written) {
+            (Ok(access), Some(_)) if config.space.may_sleep(access, true) => return None,
+            (Ok(_), Some(value)) => self.config_write(&mut config, offset, size, value),
+            (Ok(access), None) => config.space.read(&mut Host(&self.dev), access),
+            (Err(status), _) => Err(status),
+        };
+        Some(result.map_or_else(Reply::failed, Reply::done))
+    }
+
+    /// Serves one request of guest `domid`; vectors of MSI-X go into `entries`. Sleeps.
     pub(crate) fn serve(&self, domid: u16, request: &Request, entries: &mut [MsixEntry]) -> Reply {
         let mut config = self.config.lock();
-        let mine = matches!(*self.owner.lock(), Lifecycle::Assigned { domid: d } if d == domid);
-        if !config.alive || !mine {
+        if !config.alive || !self.is_assigned_to(domid) {
             return Reply::failed(OpStatus::DevNotFound);
         }
         let result = match *request {

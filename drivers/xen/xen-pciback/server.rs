@@ -2,9 +2,18 @@
 
 //! Serves the requests of one guest.
 //!
-//! *Owns* the mapped page. *Callers*: the event channel's interrupt handler (atomic: looks at the flag,
-//! queues the work item) and the work item (sleeps; the only one that reads requests). *Locks*: none of
-//! its own; a request takes those of [`crate::exports`] and [`crate::function`].
+//! *Owns* the mapped page. *Callers*: the event channel's interrupt handler (atomic) and the work item
+//! (sleeps). *Locks*: none of its own; a request takes those of [`crate::exports`] and
+//! [`crate::function`]. Only one of the two reads requests at any time: the work item from when the
+//! handler has queued it until it gives the EOI, and before that no event is delivered.
+//!
+//! # Who serves
+//!
+//! The handler itself, when the request is an access to a configuration space that cannot sleep and
+//! nobody else has the function: that saves the way to a thread and back, which costs more than all
+//! the rest. It may use [`SHARE`] of the time for one guest and [`SHARE_OF_ALL`] for all
+//! ([`pciif::budget`]); a guest that wants more is served by its work item, which the scheduler treats
+//! as any other thread. So no guest keeps a CPU of dom0 in interrupt context.
 //!
 //! # Spurious events
 //!
@@ -37,11 +46,13 @@ use kernel::{
 };
 use pciif::{
     aer::{Answer, ErrorMessage, Step},
+    budget::{Budget, WINDOW},
     op::{OpStatus, Reply, Request},
     sbdf::Sbdf,
     wire::{self, MsixEntry, PciOp, MAX_MSIX_VECTORS},
 };
 use xen::{
+    clock,
     event::{EventChannel, Handler, Irq, IrqCell},
     page::MappedPage,
     work::{Item, Run},
@@ -50,6 +61,12 @@ use xen::{
 
 /// Requests that are served before others have their turn.
 const BATCH: u32 = 64;
+
+/// What the event handler may spend on the requests of one guest, and of all, in each [`WINDOW`].
+const SHARE: i64 = WINDOW / 10 * 4;
+const SHARE_OF_ALL: i64 = WINDOW / 2;
+
+static BUDGET_OF_ALL: Budget = Budget::new(SHARE_OF_ALL);
 
 /// How long a guest may take over one step of a recovery, and how often it is looked for its answer.
 const RECOVERY_PATIENCE_MS: i64 = 10_000;
@@ -66,6 +83,7 @@ pub(crate) struct Server {
     irq: IrqCell,
     /// A request was served whose event has not come yet.
     event_due: AtomicBool,
+    budget: Budget,
     #[pin]
     work: Item<Server, 0>,
     /// Held by who waits for the guest's part in a recovery.
@@ -107,6 +125,7 @@ impl Link {
                 stop: AtomicBool::new(false),
                 irq: IrqCell::empty(),
                 event_due: AtomicBool::new(false),
+                budget: Budget::new(SHARE),
                 work <- Item::new(c"xen-pciback-serve", kernel::static_lock_class!()),
                 errors <- new_mutex!(()),
                 sending <- new_mutex!(()),
@@ -154,11 +173,21 @@ impl Handler for Server {
             return;
         }
         let due = this.event_due.swap(false, Ordering::AcqRel);
-        if this.page.page().flag(wire::FLAG_PCIF_ACTIVE) {
+        if !this.page.page().flag(wire::FLAG_PCIF_ACTIVE) {
+            irq.eoi(!due);
+            return;
+        }
+        let start = clock::now();
+        let in_time = this.budget.allows(start) && BUDGET_OF_ALL.allows(start);
+        if in_time && this.serve_atomic() {
+            irq.notify();
+            irq.eoi(false);
+            let took = clock::now().saturating_sub(start);
+            this.budget.spend(took);
+            BUDGET_OF_ALL.spend(took);
+        } else {
             this.irq.set(irq);
             QUEUE.add::<Self, 0>(this.into());
-        } else {
-            irq.eoi(!due);
         }
     }
 }
@@ -188,15 +217,39 @@ impl Run<0> for Server {
 }
 
 impl Server {
-    /// Copies one request, serves it, writes the answer.
-    fn serve_one(&self) {
-        let page = self.page.page();
+    /// Copies one request.
+    fn copy(&self) -> Result<Request, OpStatus> {
         let mut words = [0u32; wire::OP_WORDS];
         for (at, word) in words.iter_mut().enumerate() {
-            *word = page.read(wire::OP + 4 * at);
+            *word = self.page.page().read(wire::OP + 4 * at);
         }
+        Request::parse(&PciOp::from_words(&words))
+    }
+
+    /// Writes an answer.
+    fn answer(&self, reply: Reply) {
+        let page = self.page.page();
+        page.write(wire::OP_VALUE, reply.value);
+        // CAST: the same 32 bits, as the protocol declares them.
+        page.write(wire::OP_ERR, reply.status.to_wire() as u32);
+        page.clear_flag(wire::FLAG_PCIF_ACTIVE);
+    }
+
+    /// Serves one request if that can be done in atomic context; otherwise nothing has happened, and
+    /// whoever serves it makes a copy of its own.
+    fn serve_atomic(&self) -> bool {
+        let reply = match self.copy() {
+            Ok(request) => self.exports.serve_atomic(&request),
+            Err(status) => Some(Reply::failed(status)),
+        };
+        reply.map(|reply| self.answer(reply)).is_some()
+    }
+
+    /// Serves one request, whatever it is. Sleeps.
+    fn serve_one(&self) {
+        let page = self.page.page();
         let mut entries = [MsixEntry::default(); MAX_MSIX_VECTORS as usize];
-        let (reply, count) = match Request::parse(&PciOp::from_words(&words)) {
+        let (reply, count) = match self.copy() {
             Ok(request) => {
                 let count = match request {
                     Request::EnableMsix { count, .. } => count.get(),
@@ -219,10 +272,7 @@ impl Server {
                 }
             }
         }
-        page.write(wire::OP_VALUE, reply.value);
-        // CAST: the same 32 bits, as the protocol declares them.
-        page.write(wire::OP_ERR, reply.status.to_wire() as u32);
-        page.clear_flag(wire::FLAG_PCIF_ACTIVE);
+        self.answer(reply);
     }
 
     /// Has the guest take part in the recovery from an error of its function at `address`. Sleeps,
