@@ -127,11 +127,14 @@ fn ask(tty: &str, seconds: u64, command: &str) -> ! {
         command: command.to_owned(),
     };
     let end = Instant::now() + Duration::from_secs(seconds + 5);
+    // A guest that is still starting loses what comes early, so the first pauses are short.
+    let mut pause = Duration::from_secs(1);
     while Instant::now() < end {
         output
             .write_all(request.to_line().as_bytes())
             .expect("terminal");
-        let again = Instant::now() + Duration::from_secs(10);
+        let again = Instant::now() + pause;
+        pause = (pause * 2).min(Duration::from_secs(10));
         while let Ok(answer) = answers.recv_timeout(again.saturating_duration_since(Instant::now()))
         {
             if answer.id == id {

@@ -28,21 +28,25 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-/// The NIC behind the second port.
+/// The port that the errors come up to.
+const PORT: &str = "00:11.0";
+
+/// The NIC behind it.
 pub(super) fn nic(lab: &Lab<'_>) -> Result<String> {
-    let below = lab.below("00:11.0")?;
-    let nic = below
-        .into_iter()
-        .next()
-        .context("nothing behind the port")?;
-    // The kernel switches error reporting on when it finds a function; the emulated one forgets that.
-    lab.sh(&format!("setpci -s {nic} CAP_EXP+8.w=f:f"))?;
-    Ok(nic)
+    let below = lab.below(PORT)?;
+    below.into_iter().next().context("nothing behind the port")
 }
 
 /// Raises an error at it.
 pub(super) fn raise(lab: &Lab<'_>, error: &str) -> Result<()> {
-    lab.sh("dmesg -c >>/var/log/dmesg.all")?;
+    let nic = nic(lab)?;
+    // Error reporting and SERR# of the function end with a reset; the emulated port passes on only
+    // what has SERR# in both Commands and in its Bridge Control.
+    lab.sh(&format!(
+        "dmesg -c >>/var/log/dmesg.all
+         setpci -s {nic} CAP_EXP+8.w=f:f COMMAND.w=100:100
+         setpci -s {PORT} COMMAND.w=100:100 BRIDGE_CONTROL.w=2:2"
+    ))?;
     let said = lab
         .machine
         .monitor(&format!("pcie_aer_inject_error nic2 {error}"))?;
@@ -66,10 +70,6 @@ fn recovers(lab: &Lab<'_>) -> Result<()> {
         let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
         ensure!(ping.contains("3 packets received"), "{error}: {ping}");
     }
-    // A corrected error is nobody's business but the log's.
-    raise(lab, "RCVR")?;
-    lab.machine.until("dmesg | grep -qi 'correctable'", 30)?;
-    guest.sh("ping -c 1 -W 10 10.0.2.2 >/dev/null")?;
     guest.destroy()
 }
 

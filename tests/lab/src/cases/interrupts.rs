@@ -143,7 +143,9 @@ fn killed(lab: &Lab<'_>) -> Result<()> {
             .status
             == 0;
         ensure!(
-            lines.split_whitespace().any(|w| w == interrupt) || (mode == "1" && slow),
+            lines
+                .split_whitespace()
+                .any(|word| word.trim_start_matches('-') == interrupt) || (mode == "1" && slow),
             "IntMode={mode}: {lines}"
         );
         guest.destroy()?;

@@ -61,6 +61,12 @@ pub const CASES: &[Case] = &[
         profile: &STANDARD,
         run: slow_resets,
     },
+    Case {
+        name: "a_card_that_is_put_in_is_lent_and_pulled_out_under_its_guest",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: card_pulled,
+    },
 ];
 
 fn permissive(lab: &Lab<'_>) -> Result<()> {
@@ -399,5 +405,38 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
     lab.sh(
         "for d in /sys/bus/pci/devices/*/reset_method; do echo default >$d 2>/dev/null; done; true",
     )?;
+    Ok(())
+}
+
+fn card_pulled(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "")?;
+    for round in 1..=2 {
+        lab.machine
+            .monitor("device_add edu,bus=port4,id=hot")
+            .context("QEMU")?;
+        let in_place = "ls -d /sys/bus/pci/devices/0000:00:13.0/????:??:??.?";
+        lab.machine
+            .until(&format!("{in_place} >/dev/null 2>&1"), 30)?;
+        let below = lab.below("00:13.0")?;
+        let card = below.first().context("no card")?;
+        lab.sh(&format!(
+            "printf {card} >{DRIVER}/new_slot && printf {card} >{DRIVER}/bind"
+        ))?;
+        let name = format!("card{round}");
+        let guest = lab.guest(&name, &[card])?;
+        guest.until("lspci -n | grep -q 1234:11e8", 20)?;
+        let status = lab.sh(&format!("cat {DRIVER}/status"))?;
+        ensure!(status.contains(&format!("{card} assigned")), "{status}");
+        lab.machine.monitor("device_del hot").context("QEMU")?;
+        lab.machine
+            .until(&format!("! {in_place} >/dev/null 2>&1"), 60)?;
+        let stars = lab.sh("dmesg | grep -cF '******'")?;
+        ensure!(stars.trim() == "4", "{stars} lines");
+        let read = guest.sh("setpci -s 00:00.0 00.l")?;
+        ensure!(read == "ffffffff\n", "the guest reads {read}");
+        lab.sh(&format!("! grep -q {card} {DRIVER}/status"))?;
+        guest.destroy()?;
+        lab.sh("dmesg -c >>/var/log/dmesg.all")?;
+    }
     Ok(())
 }
