@@ -166,10 +166,11 @@ pub struct Machine {
     run: PathBuf,
 }
 
-/// Xen: each option saves a table, a check or a wait that the lab does not need.
+/// Xen: each option saves a table, a check or a wait that the lab does not need. `no` alone would also switch
+/// the FPU lazily, which the emulator does not survive: two guests on one CPU corrupt each other's registers.
 const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M dom0_max_vcpus=1 \
     dom0_vcpus_pin \
-    noreboot spec-ctrl=no xpti=no loglvl=warning";
+    noreboot spec-ctrl=no,eager-fpu xpti=no loglvl=warning";
 /// dom0 and guests: the kernel's messages go to its ring only, the serial line is slow.
 /// A busy host must not make the kernel distrust its clock in the middle of a run.
 const KERNEL_ARGS: &str =

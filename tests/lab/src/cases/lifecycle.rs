@@ -419,9 +419,12 @@ fn card_pulled(lab: &Lab<'_>) -> Result<()> {
             .until(&format!("{in_place} >/dev/null 2>&1"), 30)?;
         let below = lab.below("00:13.0")?;
         let card = below.first().context("no card")?;
+        // The core may still be looking for its driver, and then binds it by itself.
         lab.sh(&format!(
-            "printf {card} >{DRIVER}/new_slot && printf {card} >{DRIVER}/bind"
+            "printf {card} >{DRIVER}/new_slot && {{ printf {card} >{DRIVER}/bind 2>/dev/null || true; }}"
         ))?;
+        lab.machine
+            .until(&format!("grep -q '^{card} available' {DRIVER}/status"), 10)?;
         let name = format!("card{round}");
         let guest = lab.guest(&name, &[card])?;
         guest.until("lspci -n | grep -q 1234:11e8", 20)?;

@@ -471,7 +471,7 @@ fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
 }
 
 impl Bad<'_> {
-    /// Ends the connection and starts again, up to where a frontend publishes its keys.
+    /// Ends the connection, or one that failed, and starts again, up to where a frontend publishes its keys.
     fn restart(&self) -> Result<()> {
         self.all(&restart())?;
         Ok(())
@@ -479,8 +479,7 @@ impl Bad<'_> {
 }
 
 fn restart() -> Vec<String> {
-    // A backend that is not connected may stay where it is while the frontend is Closed.
-    ["state 6", "state 1", "wait 30000 3"]
+    ["state 6", "wait 30000 6", "state 1", "wait 30000 3"]
         .map(str::to_owned)
         .into()
 }
@@ -501,6 +500,8 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         );
     }
     println!("    40: a state without keys connects nothing");
+    // A backend that was never connected stays where it is while the frontend is Closed.
+    bad.all(&["state 6", "state 1", "wait 30000 3"].map(str::to_owned))?;
     // 39
     let long = "A".repeat(1900);
     let variants: Vec<Vec<String>> = [
@@ -521,9 +522,10 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     .map(|keys| keys.into_iter().map(str::to_owned).collect())
     .into();
     for keys in &variants {
-        let mut commands = restart();
-        commands.extend(["open", "keys"].map(str::to_owned));
-        let text = bad.all(&commands)?.pop().unwrap_or_default();
+        let text = bad
+            .all(&["open", "keys"].map(str::to_owned))?
+            .pop()
+            .unwrap_or_default();
         let mut commands = vec![
             format!("store pci-op-ref {}", figure(&text, "ref")?),
             format!("store event-channel {}", figure(&text, "port")?),
@@ -541,6 +543,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
             error.starts_with(|c: char| c.is_ascii_digit()) && error.trim().lines().count() == 1,
             "39: {keys:?}: the error in the store is {error:?}"
         );
+        bad.restart()?;
     }
     let log = lab.sh("dmesg")?;
     ensure!(
@@ -554,7 +557,6 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         variants.len()
     );
     // A good frontend connects afterwards.
-    bad.restart()?;
     bad.connect()?;
     ensure!(
         bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
@@ -778,14 +780,16 @@ fn flapping(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Res
         let result = guest.result(0)?;
         println!("    41: {}: {result}", guest.guest.name);
         ensure!(figure(&result, "times")? > 0, "{result}");
+        // Now it is Closed; the backend has closed, too, or was not connected and waits.
+        let back = super::xenbus::backend(lab, &guest.guest)?;
+        let settled = format!("case $(xenstore-read {back}/state) in 3|6) ;; *) exit 1 ;; esac");
+        lab.machine.until(&format!("({settled})"), 30)?;
+        guest.all(&["state 1", "wait 30000 3"].map(str::to_owned))?;
     }
-    first.restart()?;
     first.connect()?;
     ensure!(
         first.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
         "no right answer after the end of it"
     );
-    // Connected or not, the second one can start again, too.
-    second.restart()?;
     neighbour.is_served("41, after it")
 }
