@@ -24,6 +24,10 @@ pub fn run(function: &Device, step: Step) -> Verdict {
     let Some(handlers) = handlers else {
         return Verdict::without_handler(step);
     };
+    // As the core does it: a driver that was told that its function is lost hears nothing more.
+    if is_lost(function) {
+        return Verdict::Disconnect;
+    }
     note_state(function, step);
     // SAFETY: the handlers belong to the driver that is bound to `dev`, and are called as the
     // PCI core does it: in sleepable context, with the device lock held.
@@ -43,7 +47,7 @@ pub fn run(function: &Device, step: Step) -> Verdict {
     result.map_or(Verdict::without_handler(step), Verdict::from_handler)
 }
 
-/// Notes what drivers ask with `pci_channel_offline`. A function that is lost stays so.
+/// Notes what drivers ask with `pci_channel_offline`, for a function that is not lost.
 fn note_state(function: &Device, step: Step) {
     let state = match step {
         Step::Detected(state) => state,
@@ -54,8 +58,13 @@ fn note_state(function: &Device, step: Step) {
     // writers hold the device lock.
     unsafe {
         let field = &raw mut (*function.as_raw()).error_state;
-        if field.read_volatile() != ChannelState::PermanentFailure.number() {
-            field.write_volatile(state.number() as bindings::pci_channel_state_t);
-        }
+        field.write_volatile(state.number() as bindings::pci_channel_state_t);
     }
+}
+
+/// Whether a function was said to be lost. The device lock is held.
+fn is_lost(function: &Device) -> bool {
+    // SAFETY: a live function; as in `note_state`.
+    let state = unsafe { (&raw const (*function.as_raw()).error_state).read_volatile() };
+    state == ChannelState::PermanentFailure.number()
 }

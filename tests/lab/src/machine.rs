@@ -201,6 +201,12 @@ impl Machine {
             ])
             // With x2apic no MSI-X would arrive in the guest.
             .args(["-cpu", "max,-x2apic", "-m", "4096", "-smp", "2"])
+            // Hot-plug is the ports' own affair, as on a real board: with ACPI's the emulated ports show
+            // neither a card nor a link, and no bus below them can be reset.
+            .args([
+                "-global",
+                "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+            ])
             .args([
                 "-device",
                 "intel-iommu,intremap=on",

@@ -7,7 +7,7 @@ use crate::{
     config, files,
     machine::{GuestOptions, NIC, STANDARD},
 };
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 
 pub const CASES: &[Case] = &[
     Case {
@@ -195,26 +195,7 @@ fn four_vcpus(lab: &Lab<'_>) -> Result<()> {
 
 fn pairing(lab: &Lab<'_>, back: &str, front: &str) -> Result<()> {
     lab.load(back, "hide='(00:05.0)'")?;
-    // The stock frontend loses its device in a share of its starts (a known property of the set-up):
-    // it gets up to four guests, ours gets one.
-    let tries = if front == "c" { 4 } else { 1 };
-    for number in 1..=tries {
-        let guest = lab.machine.guest(
-            &format!("pair{number}"),
-            &GuestOptions {
-                front,
-                devices: &[NIC],
-                ..GuestOptions::default()
-            },
-        )?;
-        let there = "i=0; until [ -e /sys/bus/pci/devices/0000:00:00.0 ]; do i=$((i + 1)); [ $i = 50 ] && exit 1; sleep 0.1; done";
-        if guest.ask(there, 30)?.status != 0 {
-            println!("    guest {number} of at most {tries} did not see its device");
-            guest.destroy()?;
-            continue;
-        }
-        start_nic(&guest)?;
-        return guest.destroy();
-    }
-    bail!("no guest saw its device")
+    let guest = lab.guest_of(front, "pair", &[NIC])?;
+    start_nic(&guest)?;
+    guest.destroy()
 }

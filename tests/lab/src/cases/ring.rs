@@ -154,7 +154,7 @@ impl<'a> Bad<'a> {
     }
 
     /// Connects as a good frontend does.
-    fn connect(&self) -> Result<()> {
+    pub(super) fn connect(&self) -> Result<()> {
         self.all(&["connect".to_owned(), "wait 30000 4".to_owned()])?;
         Ok(())
     }
