@@ -538,7 +538,15 @@ impl Function {
     /// One step of the recovery from an error of the hierarchy: asks the guest that has it. Sleeps
     /// up to the server's patience; the device lock is held.
     pub(crate) fn ask_guest(&self, step: Step) -> Verdict {
-        let guest = self.config.lock().guest.clone();
+        let guest = {
+            let config = self.config.lock();
+            // The reset of the link took its addresses and capabilities with it, and a guest cannot write
+            // them back. What the guest had switched on, its driver does again.
+            if step == Step::SlotReset && self.dev.restore_state(&config.golden).is_err() {
+                return Verdict::Disconnect;
+            }
+            config.guest.clone()
+        };
         let Some(guest) = guest else {
             return step.default_verdict();
         };

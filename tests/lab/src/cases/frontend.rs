@@ -521,7 +521,7 @@ fn threads(lab: &Lab<'_>) -> Result<()> {
         guest.sh_within(
             &format!(
                 "echo {no_cache} >/sys/module/xen_pcifront/parameters/no_cache
-                 insmod /modules/test/guestdrv.ko threads=8 reads=500 && echo 8086 10d3 >/sys/bus/pci/drivers/guestdrv/new_id && rmmod guestdrv"
+                 insmod /modules/test/guestdrv.ko threads=8 reads=100 && echo 8086 10d3 >/sys/bus/pci/drivers/guestdrv/new_id && rmmod guestdrv"
             ),
             400,
         )?;
