@@ -24,6 +24,7 @@
 //! # When it is dropped
 //!
 //! * The ids read as all ones: the function does not answer. All ones at other places are not kept.
+//! * The ids read otherwise than before: it is another function, or the backend has not told the truth.
 //! * The guest resets the function: a write to the power state (PM), to the FLR bit of PCI Express
 //!   or to the control of Advanced Features. As long as the list of capabilities is not known to
 //!   its end, every write behind the header counts as such.
@@ -83,19 +84,36 @@ enum Walk {
 pub struct ConstantCache {
     lines: [Line; LINES],
     used: usize,
+    /// As last read, to compare with; never served.
+    ids: Line,
     generation: u32,
+}
+
+impl Line {
+    const EMPTY: Self = Self {
+        dword: 0,
+        known: 0,
+        bits: 0,
+    };
+
+    /// Adds bits to those known; `false` when they contradict them.
+    fn merge(&mut self, lanes: u32, bits: u32) -> bool {
+        if (self.bits ^ bits) & self.known & lanes != 0 {
+            return false;
+        }
+        self.known |= lanes;
+        self.bits |= bits;
+        true
+    }
 }
 
 impl ConstantCache {
     /// Nothing is known.
     pub const fn new() -> Self {
         Self {
-            lines: [Line {
-                dword: 0,
-                known: 0,
-                bits: 0,
-            }; LINES],
+            lines: [Line::EMPTY; LINES],
             used: 0,
+            ids: Line::EMPTY,
             generation: 0,
         }
     }
@@ -108,6 +126,7 @@ impl ConstantCache {
     /// Forgets everything, and what is being asked at this moment, too.
     pub fn invalidate(&mut self) {
         self.used = 0;
+        self.ids = Line::EMPTY;
         self.generation = self.generation.wrapping_add(1);
     }
 
@@ -130,6 +149,14 @@ impl ConstantCache {
             }
             return;
         }
+        if access.dword() == 0 {
+            let (lanes, bits) = (access.lanes(), value << access.shift());
+            if !self.ids.merge(lanes, bits & lanes) {
+                self.invalidate();
+                self.ids.merge(lanes, bits & lanes);
+            }
+            return;
+        }
         let lanes = access.lanes() & self.constant(access.dword());
         if lanes == 0 {
             return;
@@ -141,13 +168,9 @@ impl ConstantCache {
             .find(|line| line.dword == access.dword())
         {
             Some(line) => {
-                let both = line.known & lanes;
-                if (line.bits ^ bits) & both != 0 {
+                if !line.merge(lanes, bits) {
                     self.invalidate();
-                    return;
                 }
-                line.known |= lanes;
-                line.bits |= bits;
             }
             None => {
                 if let Some(line) = self.lines.get_mut(used) {
@@ -385,6 +408,26 @@ mod tests {
         assert!(cache.serve(access(8, 4)).is_some());
         cache.failed(IDS);
         assert_eq!(cache.serve(access(8, 4)), None);
+    }
+
+    #[test]
+    fn other_ids_than_before_drop_it_and_are_the_new_measure() {
+        let mut cache = ConstantCache::new();
+        probe(&mut cache, &function());
+        // In parts, and the same again: no change.
+        for (size, ids) in [(4, 0x10d3_8086), (2, 0x8086), (1, 0x86)] {
+            cache.learn(cache.generation(), access(0, size), ids);
+            assert!(cache.serve(access(8, 4)).is_some());
+        }
+        // A backend that lies for a while: what it says meanwhile goes with its ids.
+        cache.learn(cache.generation(), IDS, 0x1234_5678);
+        assert_eq!(cache.serve(access(8, 4)), None);
+        cache.learn(cache.generation(), access(8, 4), 0x0525_4544);
+        assert!(cache.serve(access(8, 4)).is_some());
+        cache.learn(cache.generation(), IDS, 0x10d3_8086);
+        assert_eq!(cache.serve(access(8, 4)), None);
+        // Never served themselves.
+        assert_eq!(cache.serve(IDS), None);
     }
 
     #[test]

@@ -65,39 +65,16 @@ const THEMES: &[&[Case]] = &[
     LAST,
 ];
 
-/// Cases that `make test` leaves to `make test-full`, for their time or because they have not yet been
-/// seen to pass often enough: parts of names.
+/// Cases that `make test` leaves to `make test-full`, for their time: parts of names.
 const ONLY_FULL: &[&str] = &[
-    "every_guest_connects",
+    // The stock drivers with each other: a comparison.
     "pairing_back_c_front_c",
-    "passthrough_shows",
-    "check_23",
-    "check_28",
-    "slow_resets",
-    "constants_are_asked",
-    "check_89",
-    "check_39_40",
-    "check_41_49",
+    // A machine of their own, whose boot takes more than a minute.
     "check_44",
     "by_the_hundred",
-    "check_77",
-    "check_78",
-    "check_79",
-    "check_81",
-    "check_83",
-    "check_84",
-    "check_85",
-    "check_86",
-    "check_87",
+    // Minutes of load.
     "check_90",
-    "error_messages_reach",
-    "hot_plug_and_unplug",
     "nvme_reads_back",
-    "roots_in_several",
-    "save_of_a_guest",
-    "seed_0",
-    "seed_2",
-    "seed_3",
 ];
 
 impl Case {
