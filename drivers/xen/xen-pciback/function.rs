@@ -622,19 +622,20 @@ impl Function {
             Request::EnableMsi { .. } => self
                 .retry(&mut config, || self.enable_msi())
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
-            Request::DisableMsi { .. } => {
-                if self.dev.msi_state().0 {
-                    self.dev.disable_msi();
-                    self.intx(&mut config, intx::Event::MessagesOff);
-                }
-                Ok(self.acknowledger.pirq())
-            }
             Request::EnableMsix { .. } => self
                 .retry(&mut config, || self.enable_msix(entries))
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
-            Request::DisableMsix { .. } => {
-                if self.dev.msi_state().1 {
+            // Either request ends whichever of the two is on: when the kernel's MSI code takes down the
+            // vectors of MSI-X, the stock frontend hears of MSI.
+            Request::DisableMsi { .. } | Request::DisableMsix { .. } => {
+                let (msi, msix) = self.dev.msi_state();
+                if msi {
+                    self.dev.disable_msi();
+                }
+                if msix {
                     self.dev.disable_msix();
+                }
+                if msi || msix {
                     self.intx(&mut config, intx::Event::MessagesOff);
                 }
                 Ok(self.acknowledger.pirq())
