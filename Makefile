@@ -12,6 +12,8 @@ help:
 	@echo '  make seeds        only the five stories of docs/: each of their steps, with its data'
 	@echo '  make test-full    the same with the long cases of the lab'
 	@echo '  make soak         100 guests for each backend, all have to connect (CONNECTS=); 10 000 rounds of bind and unbind (CYCLES=)'
+	@echo '  make bench        both drivers against the stock ones: table, build/bench/result.json and bench.svg'
+	@echo '  make bench-quick  the same with less of everything, in less than ten minutes'
 	@echo '  make shell        the console of dom0 in the lab, with a guest running'
 	@echo
 	@echo '  make setup        only fill the cache: root file system, kernel, Rust metadata'
@@ -56,6 +58,10 @@ test-pure:
 	@scripts/test pure
 lab:
 	@scripts/lab run $(ARGS)
+bench:
+	@scripts/lab bench $(ARGS)
+bench-quick:
+	@scripts/lab bench --quick $(ARGS)
 demo shell:
 	@scripts/lab $@ $(ARGS)
 soak:
@@ -69,5 +75,5 @@ clean:
 distclean: clean
 	$(if $(filter yes,$(CACHE)),scripts/setup remove,@echo 'the cache stays: CACHE=yes removes it')
 
-.PHONY: help setup modules install uninstall install-service uninstall-service kernel seeds check test-pure lab demo shell soak test test-full clean distclean
+.PHONY: help setup modules install uninstall install-service uninstall-service kernel seeds check test-pure lab bench bench-quick demo shell soak test test-full clean distclean
 .DEFAULT_GOAL := help

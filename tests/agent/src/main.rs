@@ -5,6 +5,9 @@
 //! * `agent serve TTY`: runs the commands that arrive on a terminal.
 //! * `agent ask TTY SECONDS COMMAND`: has a command run by the server behind a terminal.
 //! * `agent read THREADS READS FILE VALUE`: reads the first four bytes of a configuration space.
+//! * `agent measure WHAT ...`: figures, see [`measure`].
+
+mod measure;
 
 use agent::{Answer, Request};
 use std::{
@@ -31,11 +34,41 @@ fn main() {
             file,
             u32::from_str_radix(value, 16).expect("value"),
         ),
-        _ => {
-            eprintln!("agent serve TTY | ask TTY SECONDS COMMAND | read THREADS READS FILE VALUE");
-            exit(2);
+        ["measure", ref what @ ..] => {
+            if let Err(e) = measure(what) {
+                eprintln!("{e}");
+                exit(1);
+            }
         }
+        _ => usage(),
     }
+}
+
+fn measure(what: &[&str]) -> std::io::Result<()> {
+    let number = |text: &str| text.parse().unwrap_or_else(|_| usage());
+    match *what {
+        [kind @ ("read" | "write"), file, offset, size, count] => measure::access(
+            kind,
+            file,
+            number(offset) as u64,
+            number(size),
+            number(count),
+        ),
+        ["command", count, command] => measure::command(number(count), command),
+        ["devices", count, command] => measure::devices(number(count), command),
+        ["bind", driver, ref functions @ ..] => measure::bind(driver, functions),
+        ["reconfigure", backend, frontend] => measure::reconfigure(backend, frontend),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ! {
+    eprintln!(
+        "agent serve TTY | ask TTY SECONDS COMMAND | read THREADS READS FILE VALUE | measure ...
+measure read|write FILE OFFSET SIZE COUNT | command COUNT COMMAND | devices COUNT COMMAND |
+    bind DRIVER FUNCTION... | reconfigure BACKEND FRONTEND"
+    );
+    exit(2);
 }
 
 /// Opens a terminal and makes it pass bytes as they are.

@@ -2,6 +2,7 @@
 
 //! The lab: Xen in QEMU, dom0 and guests in it, and the cases that need them.
 
+mod bench;
 mod cases;
 mod config;
 mod files;
@@ -77,6 +78,15 @@ enum Do {
     },
     /// Shows a NIC in a guest.
     Demo,
+    /// Measures both drivers against the stock ones.
+    Bench {
+        /// Two rounds in one machine.
+        #[arg(long)]
+        quick: bool,
+        /// Letters of the ways to boot.
+        #[arg(long)]
+        modes: Option<String>,
+    },
     /// Leaves a person on dom0's console with the guest running.
     Shell,
     /// Runs shell commands in dom0, one after the other, and prints what they say. `guest NAME
@@ -139,6 +149,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
+        Do::Bench { quick, modes } => {
+            let images = images(&paths, Kernel::Stock)?;
+            bench::run(&images, &paths.out, *quick, modes.as_deref()).map(|()| true)
+        }
         Do::Exec { commands } => exec(arguments, &images(&paths, Kernel::Stock)?, commands),
     }
 }
@@ -318,7 +332,10 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
         images,
         &arguments.out,
         &STANDARD,
-        Options { interactive: true },
+        Options {
+            interactive: true,
+            ..Options::default()
+        },
     )?;
     let lab = Lab {
         machine: &machine,

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Figures for `make bench`, one line of JSON each. All times are in ns.
+
+use std::{
+    fs::{read_dir, write, OpenOptions},
+    io::{Error, ErrorKind, Read, Result, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// How long something may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `read|write FILE OFFSET SIZE COUNT`: accesses to a configuration space. What is written is what was read.
+pub fn access(kind: &str, file: &str, offset: u64, size: usize, count: usize) -> Result<()> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(kind == "write")
+        .open(file)?;
+    let mut bytes = vec![0; size];
+    // Not counted: the first of all may be dearer.
+    file.read_exact_at(&mut bytes, offset)?;
+    let mut samples = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begin = Instant::now();
+        if kind == "write" {
+            file.write_all_at(&bytes, offset)?;
+        } else {
+            file.read_exact_at(&mut bytes, offset)?;
+        }
+        samples.push(begin.elapsed());
+    }
+    print(samples);
+    Ok(())
+}
+
+/// Runs a shell command `count` times.
+pub fn command(count: usize, command: &str) -> Result<()> {
+    let mut samples = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begin = Instant::now();
+        run(command)?;
+        samples.push(begin.elapsed());
+    }
+    print(samples);
+    Ok(())
+}
+
+/// Runs a shell command and waits until there are `count` PCI devices.
+pub fn devices(count: usize, command: &str) -> Result<()> {
+    let begin = Instant::now();
+    run(command)?;
+    while read_dir("/sys/bus/pci/devices")?.count() != count {
+        if begin.elapsed() > PATIENCE {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        sleep(Duration::from_millis(1));
+    }
+    print(vec![begin.elapsed()]);
+    Ok(())
+}
+
+fn run(command: &str) -> Result<()> {
+    let status = Command::new("sh")
+        .args(["-c", command])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    if !status.success() {
+        return Err(Error::other(format!("{command}: {status}")));
+    }
+    Ok(())
+}
+
+/// Gives functions to a PCI driver, one after the other: the time of each, in the order given.
+pub fn bind(driver: &str, functions: &[&str]) -> Result<()> {
+    let mut samples = Vec::with_capacity(functions.len());
+    for function in functions {
+        let begin = Instant::now();
+        write(format!("{driver}/new_slot"), function)?;
+        write(format!("{driver}/bind"), function)?;
+        samples.push(begin.elapsed().as_nanos());
+    }
+    println!("{samples:?}");
+    Ok(())
+}
+
+/// In dom0: tells a backend that its list of devices has changed, and waits until the frontend, which
+/// confirms that and then is connected again, is so. The store tells each change, nobody polls.
+pub fn reconfigure(backend: &str, frontend: &str) -> Result<()> {
+    const READ: u32 = 2;
+    const WATCH: u32 = 4;
+    const WRITE: u32 = 11;
+    let state = format!("{frontend}/state");
+    let mut store = Store(UnixStream::connect("/run/xenstored/socket")?);
+    store.0.set_read_timeout(Some(PATIENCE))?;
+    store.send(WATCH, &format!("{state}\0-\0"))?;
+    // The answer, and the event that each watch begins with.
+    store.receive()?;
+    store.receive()?;
+    let begin = Instant::now();
+    store.send(WRITE, &format!("{backend}/state\x007"))?;
+    let mut changes = 0;
+    loop {
+        match store.receive()? {
+            (Store::EVENT, _) => {
+                changes += 1;
+                store.send(READ, &format!("{state}\0"))?;
+            }
+            (READ, value) if value == "4" && changes > 1 => break,
+            _ => {}
+        }
+    }
+    print(vec![begin.elapsed()]);
+    Ok(())
+}
+
+/// The store's own protocol: type, request, transaction, length, then the text.
+struct Store(UnixStream);
+
+impl Store {
+    const EVENT: u32 = 15;
+
+    fn send(&mut self, kind: u32, text: &str) -> Result<()> {
+        let length = u32::try_from(text.len()).map_err(Error::other)?;
+        let mut message: Vec<u8> = [kind, 0, 0, length].map(u32::to_le_bytes).concat();
+        message.extend(text.as_bytes());
+        self.0.write_all(&message)
+    }
+
+    fn receive(&mut self) -> Result<(u32, String)> {
+        let mut header = [[0; 4]; 4];
+        for word in &mut header {
+            self.0.read_exact(word)?;
+        }
+        let [kind, _, _, length] = header.map(u32::from_le_bytes);
+        let mut text = vec![0; length as usize];
+        self.0.read_exact(&mut text)?;
+        Ok((kind, String::from_utf8_lossy(&text).into_owned()))
+    }
+}
+
+fn print(samples: Vec<Duration>) {
+    let mut samples: Vec<_> = samples.iter().map(Duration::as_nanos).collect();
+    samples.sort_unstable();
+    let count = samples.len();
+    println!(
+        "{{\"median\":{},\"p99\":{},\"mean\":{},\"min\":{},\"count\":{count}}}",
+        samples[count / 2],
+        samples[count - 1 - count / 100],
+        samples.iter().sum::<u128>() / count as u128,
+        samples[0],
+    );
+}
