@@ -437,12 +437,15 @@ impl RootBus {
                 unsafe { bindings::pci_dev_put(known) };
                 continue;
             }
+            // Before the first look: the PCI core walks the capabilities a dozen times while it scans.
+            self.remember(place);
             // SAFETY: as above. One request for the ids decides if something is there, so a
             // function needs no function 0 beside it.
             let found = unsafe { bindings::pci_scan_single_device(self.bus, devfn as ffi::c_int) };
-            if !found.is_null() {
+            if found.is_null() {
+                self.forget(place);
+            } else {
                 new += 1;
-                self.remember(place);
                 // SAFETY: a live function that has not been added yet.
                 unsafe { claim(found) };
             }
