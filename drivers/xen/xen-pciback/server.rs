@@ -81,7 +81,8 @@ pub(crate) struct Server {
     stop: AtomicBool,
     /// The interrupt that waits for its EOI.
     irq: IrqCell,
-    /// A request was served whose event has not come yet.
+    /// An event without a request is to be expected: its request was served before it came, or it is that
+    /// of the binding.
     event_due: AtomicBool,
     budget: Budget,
     #[pin]
@@ -124,7 +125,8 @@ impl Link {
                 page,
                 stop: AtomicBool::new(false),
                 irq: IrqCell::empty(),
-                event_due: AtomicBool::new(false),
+                // Xen sends one when the channel is bound, in case the guest's first came before that.
+                event_due: AtomicBool::new(true),
                 budget: Budget::new(SHARE),
                 work <- Item::new(c"xen-pciback-serve", kernel::static_lock_class!()),
                 errors <- new_mutex!(()),
