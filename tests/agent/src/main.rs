@@ -57,6 +57,7 @@ fn measure(what: &[&str]) -> std::io::Result<()> {
         ["command", count, command] => measure::command(number(count), command),
         ["devices", count, command] => measure::devices(number(count), command),
         ["bind", driver, ref functions @ ..] => measure::bind(driver, functions),
+        ["hypercalls", file] => measure::hypercalls(file),
         ["reconfigure", backend, frontend] => measure::reconfigure(backend, frontend),
         _ => usage(),
     }
@@ -66,7 +67,7 @@ fn usage() -> ! {
     eprintln!(
         "agent serve TTY | ask TTY SECONDS COMMAND | read THREADS READS FILE VALUE | measure ...
 measure read|write FILE OFFSET SIZE COUNT | command COUNT COMMAND | devices COUNT COMMAND |
-    bind DRIVER FUNCTION... | reconfigure BACKEND FRONTEND"
+    bind DRIVER FUNCTION... | reconfigure BACKEND FRONTEND | hypercalls FILE"
     );
     exit(2);
 }

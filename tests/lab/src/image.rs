@@ -167,6 +167,7 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
     let dom0 = Tree::new(work.join("dom0"))?;
     dom0.toolstack()?;
     dom0.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
+    dom0.programs(&[&format!("{XEN}/xentrace")])?;
     if which == Kernel::Stock {
         dom0.drivers(&kernel_dir, paths, "xen-pciback")?;
     } else {

@@ -331,7 +331,12 @@ impl Machine {
 
     /// As [`Self::ask`]; a status other than 0 is an error. Gives the output.
     pub fn sh(&self, command: &str) -> Result<String> {
-        let answer = self.ask(command, 60)?;
+        self.sh_within(command, 60)
+    }
+
+    /// As [`Self::sh`] with a time limit in seconds.
+    pub fn sh_within(&self, command: &str, seconds: u64) -> Result<String> {
+        let answer = self.ask(command, seconds)?;
         ensure!(
             answer.status == 0,
             "{command}: status {}: {}",
@@ -505,11 +510,14 @@ pub struct Guest<'a> {
 impl Guest<'_> {
     /// Runs a shell command in the guest.
     pub fn ask(&self, command: &str, seconds: u64) -> Result<Answer> {
+        self.machine
+            .ask(&self.command(command, seconds), seconds + 15)
+    }
+
+    /// What dom0 runs to have the guest run a shell command.
+    pub fn command(&self, command: &str, seconds: u64) -> String {
         let quoted = command.replace('\'', r"'\''");
-        self.machine.ask(
-            &format!("agent ask {} {seconds} '{quoted}'", self.tty),
-            seconds + 15,
-        )
+        format!("agent ask {} {seconds} '{quoted}'", self.tty)
     }
 
     /// As [`Self::ask`]; a status other than 0 is an error. Gives the output.

@@ -44,6 +44,18 @@ impl Sample {
         }
     }
 
+    /// Of several, without their order.
+    pub fn of(times: &[f64]) -> Self {
+        let mut times = times.to_vec();
+        times.sort_by(f64::total_cmp);
+        Self {
+            median: times[times.len() / 2],
+            p99: times[times.len() - 1 - times.len() / 100],
+            mean: times.iter().sum::<f64>() / times.len() as f64,
+            min: times[0],
+        }
+    }
+
     /// One after the other.
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -73,146 +85,120 @@ struct Line {
     floor: bool,
 }
 
-const fn line(
-    key: &'static str,
-    title: &'static str,
-    unit: Unit,
-    goal: [f64; 3],
-    floor: bool,
-) -> Line {
+const fn timed(key: &'static str, title: &'static str, goal: [f64; 3], floor: bool) -> Line {
     Line {
         key,
         title,
-        unit,
+        unit: Unit::Time,
         goal,
         floor,
     }
 }
 
+const fn counted(key: &'static str, title: &'static str, goal: [f64; 3]) -> Line {
+    Line {
+        key,
+        title,
+        unit: Unit::Count,
+        goal,
+        floor: false,
+    }
+}
+
+const NONE: [f64; 3] = [0.0; 3];
+const C_ONLY: [f64; 3] = [0.0, 0.0, 0.5];
+const LSPCI: [f64; 3] = [0.05, 0.0, 0.0];
 const TO_FLOOR: f64 = 1.25;
 const ACCESS: [f64; 3] = [0.05, 0.6, 0.5];
 
 const LINES: &[Line] = &[
-    line("read", "uncached read", Unit::Time, ACCESS, true),
-    line(
+    timed("read", "uncached read", ACCESS, true),
+    timed(
         "read-kernel",
         "the same, asked by the guest's kernel",
-        Unit::Time,
         ACCESS,
         true,
     ),
-    line("write", "write", Unit::Time, ACCESS, true),
-    line(
-        "constant",
-        "read of a constant, not the first",
-        Unit::Time,
-        [0.0; 3],
-        false,
+    timed("read-extended", "read at offset 256", ACCESS, false),
+    timed("write", "write", ACCESS, true),
+    timed("constant", "read of a constant, not the first", NONE, false),
+    counted("constant-events", "events for each of these", NONE),
+    counted("read-events", "events for each uncached read", NONE),
+    counted(
+        "hypercalls-wait",
+        "hypercalls that wait, for each read",
+        C_ONLY,
     ),
-    line(
-        "constant-events",
-        "events for each of these",
-        Unit::Count,
-        [0.0; 3],
-        false,
+    counted(
+        "hypercalls-other",
+        "other hypercalls, for each read",
+        C_ONLY,
     ),
-    line(
-        "read-events",
-        "events for each uncached read",
-        Unit::Count,
-        [0.0; 3],
-        false,
-    ),
-    line(
-        "guest-cpu",
-        "guest's CPU for 10 000 reads",
-        Unit::Time,
-        [0.2; 3],
-        false,
-    ),
-    line(
-        "dom0-cpu",
-        "dom0's CPU for 10 000 reads",
-        Unit::Time,
-        [0.5; 3],
-        false,
-    ),
-    line(
-        "lspci-1",
-        "lspci -xxxx, 1 device",
-        Unit::Time,
-        [0.05, 0.0, 0.0],
-        false,
-    ),
-    line(
-        "lspci-8",
-        "lspci -xxxx, 8 devices",
-        Unit::Time,
-        [0.05, 0.0, 0.0],
-        false,
-    ),
-    line(
-        "lspci-31",
-        "lspci -xxxx, 31 devices",
-        Unit::Time,
-        [0.05, 0.0, 0.0],
-        false,
-    ),
-    line(
+    timed("guest-cpu", "guest's CPU for 10 000 reads", [0.2; 3], false),
+    timed("dom0-cpu", "dom0's CPU for 10 000 reads", [0.5; 3], false),
+    timed("lspci-1", "lspci -xxxx, 1 device", LSPCI, false),
+    timed("lspci-8", "lspci -xxxx, 8 devices", LSPCI, false),
+    timed("lspci-31", "lspci -xxxx, 31 devices", LSPCI, false),
+    timed("lspci-0", "lspci -xxxx without a device", NONE, false),
+    timed(
         "load-1",
         "frontend loaded to 1 device usable",
-        Unit::Time,
         [0.2; 3],
         false,
     ),
-    line(
+    timed(
         "load-8",
         "frontend loaded to 8 devices usable",
-        Unit::Time,
         [0.2; 3],
         false,
     ),
-    line(
+    timed(
         "load-31",
         "frontend loaded to 31 devices usable",
-        Unit::Time,
         [0.2; 3],
         false,
     ),
-    line(
+    timed("load-0", "loading it without a device", NONE, false),
+    counted(
         "load-operations-1",
         "operations of that, 1 device",
-        Unit::Count,
         [0.15; 3],
-        false,
     ),
-    line(
+    counted(
         "load-operations-8",
         "operations of that, 8 devices",
-        Unit::Count,
         [0.15; 3],
-        false,
     ),
-    line(
+    counted(
         "load-operations-31",
         "operations of that, 31 devices",
-        Unit::Count,
         [0.15; 3],
+    ),
+    timed("plug-1", "hot-plug with 1 present", [0.1; 3], false),
+    timed("plug-31", "hot-plug with 31 present", [0.1; 3], false),
+    counted("eoi-delayed", "jiffies_eoi_delayed", NONE),
+    counted("spurious", "spurious_events", NONE),
+    counted("soak", "reads in a row", NONE),
+    counted("soak-eoi-delayed", "jiffies_eoi_delayed after them", NONE),
+    counted("soak-spurious", "spurious_events after them", NONE),
+    counted("xen-pciback", "text of xen-pciback, bytes", [1.5; 3]),
+    counted("xen-pcifront", "text of xen-pcifront, bytes", [1.5; 3]),
+    timed(
+        "bind-first",
+        "new_slot and bind, functions 1 to 16",
+        [1.0; 3],
         false,
     ),
-    line(
-        "plug-1",
-        "hot-plug with 1 present",
-        Unit::Time,
-        [0.1; 3],
+    timed(
+        "bind-last",
+        "new_slot and bind, the last 16 of 226",
+        [1.0; 3],
         false,
     ),
-    line(
-        "plug-31",
-        "hot-plug with 31 present",
-        Unit::Time,
-        [0.1; 3],
-        false,
+    counted(
+        "function-memory",
+        "dom0's memory for each of them, bytes",
+        [1.0; 3],
     ),
 ];
 
@@ -224,8 +210,8 @@ pub struct Figures {
     /// By mode, figure and pairing (or `floor`): one for each round.
     samples: BTreeMap<Key, Vec<Sample>>,
     retries: BTreeMap<String, usize>,
-    /// `xl` calls that had to be repeated.
-    pub repeated: u32,
+    /// What else had to be done again.
+    pub again: u32,
     /// How long it took.
     pub seconds: u64,
 }
@@ -265,9 +251,37 @@ pub fn write(figures: &Figures, out: &Path, title: &str) -> Result<()> {
     let mut table = format!("{title}\n");
     let mut bars = Vec::new();
     let mut lines = Vec::new();
-    for mode in &super::MODES {
-        rows(figures, mode, &mut table, &mut lines, &mut bars)?;
+    for (at, mode) in super::MODES.iter().enumerate() {
+        let part = |figure| figures.get(mode.name, figure, "floor", median);
+        let Some(floor) = part("floor") else { continue };
+        writeln!(
+            table,
+            "\n**{}: {}.** The floor is {}: {} for the two events, {} for the read.\n",
+            mode.name,
+            mode.title,
+            Unit::Time.text(floor),
+            Unit::Time.text(part("floor-events").unwrap_or_default()),
+            Unit::Time.text(part("floor-read").unwrap_or_default()),
+        )?;
+        let floor = mode.has_latencies().then_some(floor);
+        rows(
+            figures,
+            (mode.name, at),
+            floor,
+            &mut table,
+            &mut lines,
+            &mut bars,
+        )?;
     }
+    writeln!(table, "\n**Of both ends alone.**\n")?;
+    rows(
+        figures,
+        (super::OTHERS, 0),
+        None,
+        &mut table,
+        &mut lines,
+        &mut bars,
+    )?;
     let retries: Vec<_> = figures
         .retries
         .iter()
@@ -275,9 +289,9 @@ pub fn write(figures: &Figures, out: &Path, title: &str) -> Result<()> {
         .collect();
     writeln!(
         table,
-        "\nConnections that were begun again because the frontend had lost its devices: {}. `xl` repeated: {}. The run took {} min.",
+        "\nConnections that were begun again because the frontend had lost its devices: {}. Steps, programs and boots that died and were repeated: {}. The run took {} min.",
         retries.join(", "),
-        figures.repeated,
+        figures.again,
         figures.seconds.div_ceil(60)
     )?;
     println!("\n{table}");
@@ -294,7 +308,7 @@ pub fn write(figures: &Figures, out: &Path, title: &str) -> Result<()> {
         "lines": lines,
         "samples": all,
         "connections_begun_again": figures.retries,
-        "xl_repeated": figures.repeated,
+        "repeated": figures.again,
         "seconds": figures.seconds,
     });
     std::fs::write(out.join("result.json"), serde_json::to_string_pretty(&all)?)?;
@@ -306,51 +320,32 @@ pub fn write(figures: &Figures, out: &Path, title: &str) -> Result<()> {
 /// The lines of one mode that were measured.
 fn rows(
     figures: &Figures,
-    mode: &super::Mode,
+    (mode, at): (&str, usize),
+    floor: Option<f64>,
     table: &mut String,
     lines: &mut Vec<serde_json::Value>,
     bars: &mut Vec<Bar>,
 ) -> Result<()> {
-    let at = super::MODES
-        .iter()
-        .position(|m| m.name == mode.name)
-        .unwrap_or(0);
-    let floor = figures.get(mode.name, "floor", "floor", median);
-    let Some(floor) = floor else { return Ok(()) };
-    let part = |figure| {
-        figures
-            .get(mode.name, figure, "floor", median)
-            .unwrap_or(f64::NAN)
-    };
-    writeln!(
-        table,
-        "\n**{}: {}.** The floor is {}: {} for the two events, {} for the read.\n",
-        mode.name,
-        mode.title,
-        Unit::Time.text(floor),
-        Unit::Time.text(part("floor-events")),
-        Unit::Time.text(part("floor-read")),
-    )?;
     table.push_str("| figure | CC | CR | RC | RR | RR/CC | goal | RR/floor | goal | p99 CC | p99 RR |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
     for line in LINES {
-        let value = |pairing, of| figures.get(mode.name, line.key, pairing, of);
-        let (Some(cc), Some(rr)) = (value("CC", median), value("RR", median)) else {
+        let value = |pairing, of| figures.get(mode, line.key, pairing, of);
+        let (cc, Some(rr)) = (value("CC", median), value("RR", median)) else {
             continue;
         };
         let cell = |value: Option<f64>| value.map_or(String::from("-"), |v| line.unit.text(v));
-        let ratio = if cc > 0.0 { rr / cc } else { f64::NAN };
+        let ratio = cc.filter(|cc| *cc > 0.0).map_or(f64::NAN, |cc| rr / cc);
         let goal = line.goal[at];
         let goal_text = if goal > 0.0 {
             format!("≤ {goal}")
         } else {
             String::new()
         };
-        let to_floor = (line.floor && mode.name != "C").then_some(rr / floor);
+        let to_floor = floor.filter(|_| line.floor).map(|floor| rr / floor);
         writeln!(
             table,
             "| {} | {} | {} | {} | {} | {} | {goal_text} | {} | {} | {} | {} |",
             line.title,
-            cell(Some(cc)),
+            cell(cc),
             cell(value("CR", median)),
             cell(value("RC", median)),
             cell(Some(rr)),
@@ -362,14 +357,14 @@ fn rows(
         )?;
         let of = |pairing| json!({ "median": value(pairing, median), "p99": value(pairing, p99) });
         lines.push(json!({
-            "mode": mode.name, "figure": line.key, "title": line.title,
+            "mode": mode, "figure": line.key, "title": line.title,
             "unit": if line.unit == Unit::Time { "ns" } else { "" },
             "goal": (goal > 0.0).then_some(goal), "ratio": ratio, "to_floor": to_floor,
             "CC": of("CC"), "CR": of("CR"), "RC": of("RC"), "RR": of("RR"),
         }));
         if goal > 0.0 && ratio.is_finite() && ratio > 0.0 {
             bars.push(Bar {
-                title: format!("{}: {}", mode.name, line.title),
+                title: format!("{mode}: {}", line.title),
                 ratio,
                 goal,
             });
