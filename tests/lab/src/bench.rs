@@ -86,11 +86,11 @@ pub struct Extent {
 
 const FULL: Extent = Extent {
     rounds: 5,
-    reads: 1000,
+    reads: 500,
     soak: 100_000,
 };
 const QUICK: Extent = Extent {
-    rounds: 1,
+    rounds: 2,
     reads: 300,
     soak: 10_000,
 };
@@ -104,6 +104,13 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
     let extent = if quick { QUICK } else { FULL };
     let wanted = modes.unwrap_or(if quick { "A" } else { "ABC" });
     let mut figures = Figures::default();
+    let directory = out.with_file_name("bench");
+    let title = format!(
+        "{} of {} rounds each, {} accesses in each; CC: stock backend and stock frontend, CR: stock backend, our frontend, and so on.",
+        if quick { "Quick run" } else { "Run" },
+        extent.rounds,
+        extent.reads
+    );
     for mode in MODES.iter().filter(|mode| wanted.contains(mode.name)) {
         println!("mode {}: {}", mode.name, mode.title);
         // dom0's programs die now and then, whatever the drivers: then the rounds that are left go on
@@ -119,6 +126,8 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
                 }
             }
         }
+        figures.seconds = start.elapsed().as_secs();
+        report::write(&figures, &directory, &title)?;
         println!(
             "    mode {} done after {:.0} s",
             mode.name,
@@ -138,13 +147,9 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
         );
     }
     figures.seconds = start.elapsed().as_secs();
-    let title = format!(
-        "{} of {} rounds each, {} accesses in each; CC: stock backend and stock frontend, CR: stock backend, our frontend, and so on.",
-        if quick { "Quick run" } else { "Run" },
-        extent.rounds,
-        extent.reads
-    );
-    report::write(&figures, &out.with_file_name("bench"), &title)
+    report::write(&figures, &directory, &title)?;
+    print!("\n{}", std::fs::read_to_string(directory.join("table.md"))?);
+    Ok(())
 }
 
 /// One boot with the rounds that are not done yet.
@@ -370,8 +375,6 @@ impl<'a> Bench<'a> {
 
     /// What the programs need by themselves.
     fn programs(&self, front: &str, add: &mut impl FnMut(&str, Sample)) -> Result<()> {
-        let lspci = self.guest.sh("agent measure command 1 'lspci -xxxx'")?;
-        add("lspci-0", Sample::from_json(&lspci)?);
         let load = format!("agent measure command 1 'insmod /modules/{front}/xen-pcifront.ko' && rmmod xen-pcifront");
         add("load-0", Sample::from_json(&self.guest.sh(&load)?)?);
         Ok(())
@@ -421,10 +424,15 @@ impl<'a> Bench<'a> {
         if !self.mode.has_latencies() {
             return Ok(());
         }
-        let lspci = self
-            .guest
-            .sh_within("agent measure command 1 'lspci -xxxx'", 300)?;
-        add(&format!("lspci-{count}"), Sample::from_json(&lspci)?);
+        let lspci = |arguments: &str| -> Result<Sample> {
+            let command = format!("agent measure command 1 'lspci {arguments}'");
+            Sample::from_json(&self.guest.sh_within(&command, 300)?)
+        };
+        // The first start of a program costs more.
+        lspci("")?;
+        let (alone, all) = (lspci("")?, lspci("-xxxx")?);
+        add(&format!("lspci-{count}"), all);
+        add(&format!("lspci-net-{count}"), all.minus(alone));
         self.held_back("", add)?;
         // One more while these are there.
         if count < self.functions.len() && count != 8 {
