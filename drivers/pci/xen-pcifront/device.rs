@@ -220,9 +220,8 @@ impl Frontend {
             bus.forget_constants();
             new += match &exported {
                 Ok(list) => {
-                    let on_it = list.iter().map(|(address, _)| *address);
-                    let here = |address: &Sbdf| bus_has(address, bus.address(Devfn::from_raw(0)));
-                    let places: KVec<Devfn> = collect(on_it.filter(here).map(|a| a.devfn))?;
+                    let here = |address: &&Sbdf| bus_has(address, bus.address(Devfn::from_raw(0)));
+                    let places: KVec<Devfn> = collect(list.iter().filter(here).map(|a| a.devfn))?;
                     bus.scan(places.into_iter())
                 }
                 Err(_) => bus.scan((0..=u8::MAX).map(Devfn::from_raw)),
@@ -239,13 +238,10 @@ impl Frontend {
     /// Removes the functions that the toolstack takes away.
     fn detach_leaving(&self, dev: &Device) {
         let mut inside = self.inside.lock();
-        let Ok(list) = exported(dev.peer_directory()) else {
+        let Ok(list) = leaving(dev.peer_directory()) else {
             return;
         };
-        for (address, state) in list.iter() {
-            if *state != State::Closing {
-                continue;
-            }
+        for address in list.iter() {
             for bus in inside
                 .buses
                 .iter_mut()
@@ -319,32 +315,63 @@ fn roots(backend: &CStr) -> Result<KVec<RootText>> {
     Ok(all)
 }
 
-/// Where the exported functions are, and the state of each. One that is listed but has no address is
-/// not exported (yet, or because the backend could not).
-///
-/// # Errors
-///
-/// When a number or an address does not parse, or no function has one: another kind of backend.
-fn exported(backend: &CStr) -> Result<KVec<(Sbdf, State)>> {
-    let mut all = KVec::new();
+/// How many devices the backend lists.
+fn count(backend: &CStr) -> Result<u32> {
     let count = store::NOW.read(backend, c"num_devs")?.number()?;
     if count > MAX_DEVICES {
         return Err(EINVAL);
     }
+    Ok(count)
+}
+
+/// Where the guest sees device `number`; `None` for one that is listed but not exported (yet, or because
+/// the backend could not).
+fn address(backend: &CStr, number: u32) -> Result<Option<Sbdf>> {
+    match store::NOW.read(backend, NumberedKey::new("vdev", number).text()) {
+        Err(ENOENT) => Ok(None),
+        value => Sbdf::parse_vdev_key(value?.bytes())
+            .map(Some)
+            .map_err(|_| EINVAL),
+    }
+}
+
+/// Where the exported functions are. Each look into the store is a way to another program and back, so
+/// only what is needed is read, here and in [`leaving`].
+///
+/// # Errors
+///
+/// When a number or an address does not parse, or no function has one: another kind of backend.
+fn exported(backend: &CStr) -> Result<KVec<Sbdf>> {
+    let mut all = KVec::new();
+    let count = count(backend)?;
     for number in 0..count {
-        let value = match store::NOW.read(backend, NumberedKey::new("vdev", number).text()) {
-            Err(ENOENT) => continue,
-            value => value?,
-        };
-        let address = Sbdf::parse_vdev_key(value.bytes()).map_err(|_| EINVAL)?;
+        if let Some(address) = address(backend, number)? {
+            all.push(address, GFP_KERNEL)?;
+        }
+    }
+    if count > 0 && all.is_empty() {
+        return Err(ENOENT);
+    }
+    Ok(all)
+}
+
+/// Where the functions are that the toolstack takes away.
+///
+/// # Errors
+///
+/// As [`exported`].
+fn leaving(backend: &CStr) -> Result<KVec<Sbdf>> {
+    let mut all = KVec::new();
+    for number in 0..count(backend)? {
         let state = store::NOW
             .read(backend, NumberedKey::new("state", number).text())
             .and_then(|state| state.number())
             .map_or(State::Unknown, xenbus::state);
-        all.push((address, state), GFP_KERNEL)?;
-    }
-    if count > 0 && all.is_empty() {
-        return Err(ENOENT);
+        if state == State::Closing {
+            if let Some(address) = address(backend, number)? {
+                all.push(address, GFP_KERNEL)?;
+            }
+        }
     }
     Ok(all)
 }
