@@ -504,8 +504,8 @@ impl<'a> Bench<'a> {
         add("guest-cpu", Sample::number(each(0) * 10_000.0));
         add("dom0-cpu", Sample::number(each(1) * 10_000.0));
         add("read-events", Sample::number(each(2)));
-        let (far, _) = access(&format!("read {FILE} 512 4"), reads)?;
-        add("read-extended", far);
+        let (status, _) = access(&format!("read {FILE} 4 4"), reads)?;
+        add("read-status", status);
         let (write, _) = access(&format!("write {FILE} 12 1"), reads)?;
         add("write", write);
         let (constant, used) = access(&format!("read {FILE} 8 4"), reads)?;

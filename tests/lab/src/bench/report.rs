@@ -132,10 +132,10 @@ const LINES: &[Line] = &[
         true,
     ),
     timed(
-        "read-extended",
-        "uncached read at offset 512",
+        "read-status",
+        "uncached read of command and status",
         ACCESS,
-        false,
+        true,
     ),
     timed("write", "write", ACCESS, true),
     timed("constant", "read of a constant, not the first", NONE, false),
