@@ -124,7 +124,7 @@ const TO_FLOOR: f64 = 1.25;
 const ACCESS: [f64; 3] = [0.05, 0.6, 0.5];
 
 const LINES: &[Line] = &[
-    timed("read", "uncached read", ACCESS, true),
+    timed("read", "uncached read of the ids", ACCESS, true),
     timed(
         "read-kernel",
         "the same, asked by the guest's kernel",
