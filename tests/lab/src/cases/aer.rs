@@ -48,11 +48,12 @@ pub(super) fn raise(lab: &Lab<'_>, error: u32) -> Result<()> {
     let bus = u32::from_str_radix(&nic[5..7], 16)?;
     // `struct aer_error_inj`: bus, device, function; uncorrectable and correctable status, header log,
     // domain.
-    let bytes: String = [bus, error, 0, 1, 2, 3, 4, 0]
+    let bytes: Vec<String> = [bus, error, 0, 1, 2, 3, 4, 0]
         .iter()
         .flat_map(|word| word.to_le_bytes())
         .map(|byte| format!("\\x{byte:02x}"))
         .collect();
+    let bytes = bytes.concat();
     lab.sh(&format!(
         "dmesg -c >>/var/log/dmesg.all; modprobe aer_inject && printf '{bytes}' >/dev/aer_inject"
     ))?;
@@ -69,7 +70,10 @@ fn recovers(lab: &Lab<'_>) -> Result<()> {
         lab.machine
             .until("dmesg | grep -qE 'device recovery (successful|failed)'", 60)?;
         let log = lab.sh("dmesg | grep -E 'AER|recover|pciback'")?;
-        ensure!(log.contains("device recovery successful"), "{error:#x}: {log}");
+        ensure!(
+            log.contains("device recovery successful"),
+            "{error:#x}: {log}"
+        );
         ensure!(!log.contains("cannot recover"), "{error:#x}: {log}");
         guest.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
         let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;

@@ -145,7 +145,8 @@ fn killed(lab: &Lab<'_>) -> Result<()> {
         ensure!(
             lines
                 .split_whitespace()
-                .any(|word| word.trim_start_matches('-') == interrupt) || (mode == "1" && slow),
+                .any(|word| word.trim_start_matches('-') == interrupt)
+                || (mode == "1" && slow),
             "IntMode={mode}: {lines}"
         );
         guest.destroy()?;

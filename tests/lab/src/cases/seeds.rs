@@ -664,10 +664,7 @@ fn seed_3(lab: &Lab<'_>) -> Result<()> {
     }
     for (disk, at, sum) in &sums {
         let part = on_host(lab, disk, *at)?;
-        ensure!(
-            files::sum(&part) == *sum,
-            "MiB {at} of {disk} on the host"
-        );
+        ensure!(files::sum(&part) == *sum, "MiB {at} of {disk} on the host");
     }
     story.step("AHCI and nvme through three reboots (on_reboot=\"restart\"): what was written in each life is there in the next and on the host; dom0's disks never changed");
     guest.destroy()

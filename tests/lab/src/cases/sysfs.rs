@@ -411,9 +411,8 @@ fn hide_force(lab: &Lab<'_>) -> Result<()> {
     let [storage] = below.as_slice() else {
         bail!("one disk expected: {below:?}");
     };
-    let disk = format!(
-        "d=$(ls -d /sys/bus/pci/devices/{storage}/nvme/nvme*/nvme*n1); d=/dev/${{d##*/}}"
-    );
+    let disk =
+        format!("d=$(ls -d /sys/bus/pci/devices/{storage}/nvme/nvme*/nvme*n1); d=/dev/${{d##*/}}");
     lab.sh(&format!("{disk}; mke2fs -q $d 2>/dev/null || mkfs.ext2 $d >/dev/null; modprobe ext4; mount -t ext2 $d /tmp/disk || mount -t ext4 $d /tmp/disk"))?;
     let nic = "readlink /sys/class/net/eth0/device";
     ensure!(lab.sh(nic)?.trim().ends_with(NIC), "eth0 is another one");
