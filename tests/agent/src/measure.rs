@@ -163,7 +163,7 @@ pub fn hypercalls(file: &str) -> Result<()> {
         if header >> 31 == 1 {
             words.nth(1);
         }
-        let extra: Vec<u32> = words.by_ref().take((header >> 28 & 7) as usize).collect();
+        let extra: Vec<u32> = words.by_ref().take(((header >> 28) & 7) as usize).collect();
         match (header & 0x0fff_ffff, extra.first()) {
             (CPU, Some(number)) => cpu = *number,
             (LOST, _) => return Err(Error::other("the trace has lost records")),
