@@ -219,7 +219,7 @@ fn run_cases(
         .filter(|c| has_work(c.profile))
         .collect();
     let port = files::serve()?;
-    let (mut passed, mut failed, mut repeated) = (0, 0, 0);
+    let (mut passed, mut failed, mut repeated, mut lost_machines) = (0, 0, 0, 0);
     // One boot for the cases of one machine, in the order of the first of each.
     let mut profiles: Vec<&Profile> = Vec::new();
     for case in &chosen {
@@ -235,22 +235,36 @@ fn run_cases(
         }
         let of_kernel = made.iter().find(|(k, _)| *k == kernel);
         let (_, images) = of_kernel.context("made just now")?;
-        let machine = boot(arguments, images, profile)?;
-        let lab = Lab {
-            machine: &machine,
-            back: &arguments.back,
-            front: &arguments.front,
-            port,
-            connects,
-            cycles,
-            reads,
-            storm,
-        };
+        let mut machine = boot(arguments, images, profile)?;
         for case in chosen.iter().filter(|c| c.profile.name == profile.name) {
-            let start = Instant::now();
             println!("[{}/{}] {}", passed + failed + 1, chosen.len(), case.name);
-            let result = case.run(&lab);
-            let seconds = start.elapsed().as_secs_f32();
+            let once = |machine: &Machine| {
+                let start = Instant::now();
+                let result = case.run(&Lab {
+                    machine,
+                    back: &arguments.back,
+                    front: &arguments.front,
+                    port,
+                    connects,
+                    cycles,
+                    reads,
+                    storm,
+                });
+                (result, start.elapsed().as_secs_f32())
+            };
+            let (mut result, mut seconds) = once(&machine);
+            // The one reason to begin a case again: there is no machine any more.
+            let lost = result.is_err().then(|| machine.lost_interrupt()).flatten();
+            if let Some(lost) = lost {
+                println!(
+                    "    the emulator lost an interrupt: {lost}; begun again in a new machine"
+                );
+                lost_machines += 1;
+                repeated += machine.xl_repeated.get();
+                drop(machine);
+                machine = boot(arguments, images, profile)?;
+                (result, seconds) = once(&machine);
+            }
             match result {
                 Ok(()) => {
                     passed += 1;
@@ -267,6 +281,9 @@ fn run_cases(
     }
     if repeated > 0 {
         println!("xl had to be repeated {repeated} times");
+    }
+    if lost_machines > 0 {
+        println!("{lost_machines} machines were lost by the emulator");
     }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0 && passed > 0)

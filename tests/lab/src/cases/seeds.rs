@@ -343,12 +343,7 @@ fn seed_1_with_service(lab: &Lab<'_>, story: &Story<'_>) -> Result<()> {
         "lspci -v -s 00:05.0: Kernel driver in use: pciback; xl pci-assignable-list shows it",
     );
 
-    let options = GuestOptions {
-        front: lab.front,
-        devices: &["00:05.0"],
-        ..GuestOptions::default()
-    };
-    let guest = lab.machine.guest("init", &options)?;
+    let guest = lab.guest("init", &["00:05.0"])?;
     start_nic(&guest)?;
     story.download(&guest, 1 << 20)?;
     story.step(
