@@ -618,7 +618,14 @@ impl Function {
                 size,
                 value,
                 ..
-            } => self.config_write(&mut config, offset, size, value),
+            } => {
+                let was_enabled = self.dev.is_enabled();
+                let result = self.config_write(&mut config, offset, size, value);
+                if result.is_ok() {
+                    self.after_write(&mut config, was_enabled);
+                }
+                result
+            }
             Request::EnableMsi { .. } => self
                 .retry(&mut config, || self.enable_msi())
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
@@ -662,6 +669,20 @@ impl Function {
         }
     }
 
+    /// Follows a write that has enabled or disabled the function with dom0's handler. Sleeps: the event
+    /// handler serves no such write, and does not look whether somebody else enabled it meanwhile.
+    fn after_write(&self, config: &mut Config, was_enabled: bool) {
+        let (msi, msix) = self.dev.msi_state();
+        match (was_enabled, self.dev.is_enabled()) {
+            (false, true) => {
+                let messages = msi || msix;
+                self.intx(config, intx::Event::Enabled { messages });
+            }
+            (true, false) => self.intx(config, intx::Event::Disabled),
+            _ => {}
+        }
+    }
+
     fn config_read(&self, config: &mut Config, offset: i32, size: i32) -> Result<u32, OpStatus> {
         let access = ConfigAccess::new(offset, size, self.dev.config_size())?;
         config.space.read(&mut Host(&self.dev), access)
@@ -679,19 +700,9 @@ impl Function {
             permissive: PERMISSIVE.get() || self.may(Grant::Permissive),
             allow_interrupt_control: self.may(Grant::InterruptControl),
         };
-        let was_enabled = self.dev.is_enabled();
         let outcome = config
             .space
             .write(&mut Host(&self.dev), access, value, flags)?;
-        let (msi, msix) = self.dev.msi_state();
-        match (was_enabled, self.dev.is_enabled()) {
-            (false, true) => {
-                let messages = msi || msix;
-                self.intx(config, intx::Event::Enabled { messages });
-            }
-            (true, false) => self.intx(config, intx::Event::Disabled),
-            _ => {}
-        }
         let first = config.denied.iter().next().is_none();
         let noted = config.denied.note(access, outcome.dropped).is_some();
         let quirk = QuirkLine::for_dropped(self.address, access, outcome.dropped);
