@@ -69,12 +69,15 @@ const THEMES: &[&[Case]] = &[
 const ONLY_FULL: &[&str] = &[
     // The stock drivers with each other: a comparison.
     "pairing_back_c_front_c",
+    // The NIC's case is the same pair.
+    "pairing_back_rust_front_rust",
     // A machine of their own, whose boot takes more than a minute.
     "check_44",
     "by_the_hundred",
     // Minutes of load.
     "check_90",
     "nvme_reads_back",
+    "roots_in_several",
 ];
 
 impl Case {
