@@ -116,6 +116,8 @@ mount -t xenfs xenfs /proc/xen
 # The firmware leaves USB controllers running, and without a driver their DMA goes wrong a thousand times
 # a second, which keeps the emulator busy.
 for d in $(lspci -n 2>/dev/null | awk '$2 == "0c03:" { print $1 }'); do setpci -s $d 04.w=0:4; done
+# Cases take the bridge that this driver of the kernel finds a slot controller in.
+for d in /sys/bus/pci/drivers/shpchp/0000:*; do [ ! -e $d ] || echo ${d##*/} >/sys/bus/pci/drivers/shpchp/unbind; done
 xenstored
 i=0; until xenstore-write /lab up 2>/dev/null; do i=$((i + 1)); [ $i = 100 ] && break; sleep 0.1; done
 xen-init-dom0
