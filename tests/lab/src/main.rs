@@ -143,7 +143,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let cycles = cycles.unwrap_or(if *full { 10_000 } else { 100 });
             let connects = connects.unwrap_or(if *full { 100 } else { 10 });
             let reads = reads.unwrap_or(if *full { 100_000 } else { 8_000 });
-            let storm = storm.unwrap_or(if *full { 60_000 } else { 1_500 });
+            let storm = storm.unwrap_or(if *full { 60_000 } else { 3_000 });
             let counts = (connects, cycles, reads, storm);
             run_cases(arguments, &paths, words, *full, counts)
         }
