@@ -117,8 +117,7 @@ pub struct GuestOptions<'a> {
     pub ramdisk: &'a str,
     /// Virtual CPUs.
     pub vcpus: u32,
-    /// On which CPUs; dom0 has CPU 0. On both of them the programs of guests with several vCPUs died of
-    /// corrupted heaps, whatever the drivers: an ordinary guest stays on CPU 1.
+    /// On which CPUs; dom0 has CPU 0, an ordinary guest stays on CPU 1.
     pub cpus: &'a str,
     /// MiB.
     pub memory: u32,

@@ -38,12 +38,12 @@ pub(super) fn nic(lab: &Lab<'_>) -> Result<String> {
 }
 
 /// An uncorrectable error by its bit in the status register: whether it is fatal is the device's default.
-pub(super) const COMPLETION_TIMEOUT: u32 = 1 << 14;
+const COMPLETION_TIMEOUT: u32 = 1 << 14;
 const MALFORMED_TLP: u32 = 1 << 18;
 
 /// Raises an error at it: the kernel's own injector puts it into the registers and rings the port's
 /// interrupt. (The emulated NIC cannot have error reporting switched on, so its own would not be sent.)
-pub(super) fn raise(lab: &Lab<'_>, error: u32) -> Result<()> {
+fn raise(lab: &Lab<'_>, error: u32) -> Result<()> {
     let nic = nic(lab)?;
     let bus = u32::from_str_radix(&nic[5..7], 16)?;
     // `struct aer_error_inj`: bus, device, function; uncorrectable and correctable status, header log,
