@@ -16,6 +16,9 @@
 //! | id and next of each capability (2 bytes) | reached from 34 | read only (6.7): which capabilities a function has is part of what it is |
 //! | header of each extended capability (4 bytes) | reached from 100 | read only (PCIe 7.6.3) |
 //!
+//! All of them only once the ids have been read since the cache was last dropped: the ids are the
+//! measure by which what a backend said while it did not tell the truth is found out.
+//!
 //! Everything else is asked, always: offset 0 with the ids in particular, so that a look whether the
 //! function is there is answered by the backend and never from memory. Bytes beside a constant
 //! (status, BIST, the control words behind a capability's header) are not served: an access is
@@ -157,8 +160,9 @@ impl ConstantCache {
             }
             return;
         }
+        // Without ids there is no measure by which a lie could be dropped later.
         let lanes = access.lanes() & self.constant(access.dword());
-        if lanes == 0 {
+        if lanes == 0 || self.ids.known != u32::MAX {
             return;
         }
         let bits = (value << access.shift()) & lanes;
@@ -308,6 +312,7 @@ pub const IDS: ConfigAccess = ConfigAccess::of_table(0, 0, AccessWidth::Dword);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::vec::Vec;
 
     fn access(offset: i32, size: i32) -> ConfigAccess {
@@ -433,6 +438,7 @@ mod tests {
     #[test]
     fn all_ones_elsewhere_are_not_kept() {
         let mut cache = ConstantCache::new();
+        cache.learn(0, IDS, 0x10d3_8086);
         cache.learn(0, access(8, 4), u32::MAX);
         cache.learn(0, access(0x0e, 1), 0xff);
         assert_eq!(cache.serve(access(8, 4)), None);
@@ -444,8 +450,50 @@ mod tests {
         let mut cache = ConstantCache::new();
         let before = cache.generation();
         cache.invalidate();
+        cache.learn(cache.generation(), IDS, 0x10d3_8086);
         cache.learn(before, access(8, 4), 0x0200_0001);
         assert_eq!(cache.serve(access(8, 4)), None);
+        cache.learn(cache.generation(), access(8, 4), 0x0200_0001);
+        assert!(cache.serve(access(8, 4)).is_some());
+    }
+
+    #[test]
+    fn nothing_is_kept_before_all_of_the_ids_are_known() {
+        let mut cache = ConstantCache::new();
+        for ids in [access(0, 2), access(2, 1), access(3, 1)] {
+            cache.learn(0, access(8, 4), 0x0200_0001);
+            assert_eq!(cache.serve(access(8, 4)), None);
+            cache.learn(0, ids, (0x10d3_8086 >> ids.shift()) & ids.width().mask());
+        }
+        cache.learn(0, access(8, 4), 0x0200_0001);
+        assert_eq!(cache.serve(access(8, 4)), Some(0x0200_0001));
+    }
+
+    proptest! {
+        /// A backend that answers anything, errors included, but never tells the true ids; then it
+        /// tells them, and nothing that it said before is ever served.
+        #[test]
+        fn no_lie_outlives_the_true_ids(lies in proptest::collection::vec(
+            (0i32..80, 0usize..3, proptest::option::of(any::<u32>())), 0..300,
+        )) {
+            let space = function();
+            let mut cache = ConstantCache::new();
+            probe(&mut cache, &space);
+            cache.learn(cache.generation(), IDS, 0x0bad_0bad);
+            for (dword, size, answer) in lies {
+                let at = access(4 * dword, [1, 2, 4][size]);
+                let generation = cache.generation();
+                match answer {
+                    Some(_) if at.dword() == 0 => cache.learn(generation, at, 0x0bad_0bad & at.width().mask()),
+                    Some(value) => cache.learn(generation, at, value & at.width().mask()),
+                    None => cache.failed(at),
+                }
+            }
+            cache.learn(cache.generation(), IDS, value(&space, IDS));
+            for offset in (0..4096).step_by(4) {
+                prop_assert_eq!(cache.serve(access(offset, 4)), None);
+            }
+        }
     }
 
     #[test]
@@ -481,7 +529,7 @@ mod tests {
     fn write_behind_the_header_drops_it_while_the_list_is_not_known() {
         let space = function();
         let mut cache = ConstantCache::new();
-        for (offset, size) in [(8, 4), (0x0e, 1), (0x34, 1), (0x40, 2)] {
+        for (offset, size) in [(0, 4), (8, 4), (0x0e, 1), (0x34, 1), (0x40, 2)] {
             read(&mut cache, &space, offset, size);
         }
         cache.wrote(access(0x90, 1), 0);
@@ -529,6 +577,7 @@ mod tests {
             space[at..at + 4].copy_from_slice(&((next << 20) | 0x1_0001).to_le_bytes());
         }
         let mut cache = ConstantCache::new();
+        read(&mut cache, &space, 0, 4);
         for offset in (0x100..0xffc).step_by(4) {
             read(&mut cache, &space, offset, 4);
         }
