@@ -2,6 +2,7 @@
 #
 # The two library crates, for one driver. A driver's Kbuild sets
 #	xenpci-driver := xen_pciback
+#	xenpci-end := back
 # and includes this file; it then lists $(xenpci-lib-objs) among its objects and
 # adds $(xenpci-lib-flags) to its Rust flags.
 #
@@ -9,7 +10,8 @@
 # `-Cmetadata` carries the driver's name into every mangled Rust symbol and
 # XENPCI_PREFIX carries it into every C helper. So two copies never clash,
 # whether both drivers are modules, both are built in, or one of each; and no
-# third module has to be shipped or loaded first.
+# third module has to be shipped or loaded first. The copy has only what its end
+# (back or front) needs; without xenpci-end it has everything.
 
 xenpci-rust := $(src)/../../../rust
 xenpci-lib-objs := lib_pciif.o lib_xen.o lib_helpers.o
@@ -25,7 +27,7 @@ $(obj)/uts_version.rs: FORCE
 export XENPCI_UTS_FILE := $(abspath $(obj))/uts_version.rs
 
 xenpci-lib-cmd = $(rust_common_cmd) -Cmetadata=$(xenpci-driver) -L $(obj) -Dwarnings \
-		--emit=obj=$@
+		--emit=obj=$@ $(if $(xenpci-end),--cfg 'xenpci_end="$(xenpci-end)"')
 
 quiet_cmd_rustc_pciif = RUSTC L $(quiet_modtag) $@
       cmd_rustc_pciif = $(xenpci-lib-cmd) --crate-name pciif -Aunused_attributes -Aclippy::duplicated_attributes \

@@ -459,6 +459,8 @@ impl RootBus {
 
     /// From now on constants of this function are kept. Without memory they are asked.
     fn remember(&self, place: Devfn) {
+        // Of one that the guest's own administrator took away, and that is back.
+        self.forget(place);
         let Ok(cache) = KBox::new(ConstantCache::new(), GFP_KERNEL) else {
             return;
         };

@@ -50,12 +50,14 @@
 //!   out.
 
 mod capability;
+mod index;
 mod table;
 
 use crate::access::{AccessWidth, ConfigAccess};
 use crate::op::OpStatus;
 use crate::quirk::{Quirk, QuirkRefusal};
 use core::fmt::{self, Display, Formatter};
+use index::Index;
 use table::{
     Dword, Effect, Row, AF_CAN_FLR, BIST_START, COMMAND, COMMAND_DECODE, COMMAND_GUEST,
     COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MWI, EXPRESS_CAN_FLR, MSIX_ENABLE, MSI_ENABLE,
@@ -204,8 +206,6 @@ impl Display for Field {
     }
 }
 
-/// Number of 4-byte units of configuration space.
-const INDEXED: usize = 1024;
 /// How many quirks a function can have.
 pub const MAX_QUIRKS: usize = 16;
 /// BARs 0 to 5 and the expansion ROM.
@@ -327,13 +327,12 @@ impl Written {
     }
 }
 
-/// The engine: one per seized function, no heap. Most of its 1.3 KB is the index, one byte per
-/// 4-byte unit.
+/// The engine: one per seized function, no heap.
 #[derive(Clone, Debug)]
 pub struct VirtualConfigSpace {
     /// Which rows each 4-byte unit has.
-    dwords: [Dword; INDEXED],
-    /// How many of them lie inside configuration space.
+    index: Index,
+    /// How many 4-byte units lie inside configuration space.
     inside: u16,
     is_bridge: bool,
     bars: [Bar; BARS],
@@ -369,7 +368,7 @@ impl VirtualConfigSpace {
         }
         let header = table::header(header_type).ok_or(OpStatus::NotImplemented)?;
         let mut space = VirtualConfigSpace {
-            dwords: [Dword::Unlisted; INDEXED],
+            index: Index::new(),
             inside: function.config_size() / 4,
             is_bridge: header_type & 0x7f == 1,
             bars: [Bar::default(); BARS],
@@ -417,24 +416,12 @@ impl VirtualConfigSpace {
     /// Gives a free 4-byte unit its rows. The first claim counts: where capabilities of a broken
     /// device overlap, every byte still has exactly one policy. True when the claim counts.
     fn claim(&mut self, number: u16, dword: Dword) -> bool {
-        if number >= self.inside {
-            return false;
-        }
-        match self.dwords.get_mut(usize::from(number)) {
-            Some(slot @ Dword::Unlisted) => {
-                *slot = dword;
-                true
-            }
-            _ => false,
-        }
+        number < self.inside && self.index.claim(number, dword)
     }
 
     /// Which rows a 4-byte unit has.
     fn rows_of(&self, number: u16) -> Dword {
-        self.dwords
-            .get(usize::from(number))
-            .copied()
-            .unwrap_or(Dword::Unlisted)
+        self.index.rows_of(number)
     }
 
     /// The rows of the 4-byte unit that an access lies in; none where nothing is listed.
@@ -638,19 +625,17 @@ impl VirtualConfigSpace {
     /// writable", by offset, and then the quirks. Registers of capabilities that a guest may
     /// only read are as if they were not listed, so they are not in here.
     pub fn fields(&self) -> impl Iterator<Item = Field> + '_ {
-        let built_in = (0u16..)
-            .zip(self.dwords.iter())
-            .flat_map(|(number, dword)| {
-                let rows = dword
-                    .rows()
-                    .iter()
-                    .filter(|row| row.binds || !row.is_read_only());
-                rows.map(move |row| Field {
-                    offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
-                    width: row.width,
-                    mask: 0,
-                })
-            });
+        let built_in = self.index.iter().flat_map(|(number, dword)| {
+            let rows = dword
+                .rows()
+                .iter()
+                .filter(|row| row.binds || !row.is_read_only());
+            rows.map(move |row| Field {
+                offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
+                width: row.width,
+                mask: 0,
+            })
+        });
         let added = self.quirks().map(|quirk| Field {
             offset: quirk.offset(),
             width: quirk.width(),
@@ -661,17 +646,15 @@ impl VirtualConfigSpace {
 
     /// Lists every register of which a guest sees bits that are not the device's.
     pub fn virtualised_ranges(&self) -> impl Iterator<Item = VirtualRange> + '_ {
-        (0u16..)
-            .zip(self.dwords.iter())
-            .flat_map(|(number, dword)| {
-                let virtual_rows = dword.rows().iter().filter(|row| row.virt != 0);
-                virtual_rows.map(move |row| VirtualRange {
-                    offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
-                    width: row.width,
-                    bits: row.virt,
-                    why: row.why,
-                })
+        self.index.iter().flat_map(|(number, dword)| {
+            let virtual_rows = dword.rows().iter().filter(|row| row.virt != 0);
+            virtual_rows.map(move |row| VirtualRange {
+                offset: ConfigAccess::of_table(number, row.byte, row.width).offset(),
+                width: row.width,
+                bits: row.virt,
+                why: row.why,
             })
+        })
     }
 
     /// The BAR whose register lies in the same 4-byte unit as `access`.

@@ -74,8 +74,6 @@ const ONLY_FULL: &[&str] = &[
     // A machine of their own, whose boot takes more than a minute.
     "check_44",
     "by_the_hundred",
-    // Depends on how long a reset of a bus takes, and failed once in a whole run on a busy host.
-    "slow_resets",
     // Not yet seen behind all the cases that now come before it.
     "logs_are_free_of_warnings",
     // Minutes of load.
