@@ -313,19 +313,36 @@ HELPER(struct pci_dev *, pci_page_neighbour, struct pci_dev *dev, int *bar)
 	return NULL;
 }
 
-/* Another function with the same legacy interrupt and another driver; a reference. */
+/* What a search for a neighbour on a line wants, and has found. */
+struct pci_line {
+	struct pci_dev *dev;
+	struct pci_dev *other;
+};
+
+static int find_on_line(struct device *device, void *data)
+{
+	struct pci_dev *other = to_pci_dev(device);
+	struct pci_line *line = data;
+	struct pci_dev *dev = line->dev;
+
+	if (other == dev || !other->pin || other->irq != dev->irq || other->msi_enabled ||
+	    other->msix_enabled || !device->driver || device->driver == dev->dev.driver)
+		return 0;
+	line->other = pci_dev_get(other);
+	return 1;
+}
+
+/*
+ * Another function with the same legacy interrupt and another driver; a reference.
+ * Every function that is taken asks, so this walks in the cheapest way there is.
+ */
 HELPER(struct pci_dev *, pci_line_neighbour, struct pci_dev *dev)
 {
-	struct pci_dev *other = NULL;
+	struct pci_line line = { dev, NULL };
 
-	if (!dev->pin || !dev->irq || dev->irq == IRQ_NOTCONNECTED)
-		return NULL;
-	for_each_pci_dev(other)
-		if (other != dev && other->pin && other->irq == dev->irq &&
-		    !other->msi_enabled && !other->msix_enabled &&
-		    other->dev.driver && other->dev.driver != dev->dev.driver)
-			return other;
-	return NULL;
+	if (dev->pin && dev->irq && dev->irq != IRQ_NOTCONNECTED)
+		bus_for_each_dev(&pci_bus_type, NULL, &line, find_on_line);
+	return line.other;
 }
 
 HELPER(bool, irq_is_connected, unsigned int irq)

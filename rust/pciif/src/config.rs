@@ -219,7 +219,7 @@ struct Bar {
     /// What a sizing read returns; 0 when absent.
     size: u32,
     /// The bits that need not be ones in a write that asks for the size.
-    low_mask: u32,
+    low_mask: u16,
     /// The guest asked for the size last.
     sizing: bool,
 }
@@ -255,7 +255,7 @@ impl Bar {
         Bar::lower_half(info, 0, 0x7ff)
     }
 
-    fn lower_half(info: &BarInfo, kind: u32, low_mask: u32) -> Self {
+    fn lower_half(info: &BarInfo, kind: u32, low_mask: u16) -> Self {
         if !info.is_present() {
             return Bar {
                 low_mask,
@@ -327,7 +327,8 @@ impl Written {
     }
 }
 
-/// The engine: one per seized function, no heap.
+/// The engine: one per seized function, no heap. Small enough that all that the backend keeps of a function
+/// fits into 1 KiB.
 #[derive(Clone, Debug)]
 pub struct VirtualConfigSpace {
     /// Which rows each 4-byte unit has.
@@ -876,7 +877,7 @@ impl VirtualConfigSpace {
         let Some(bar) = self.bar_mut(row, register) else {
             return Ok(());
         };
-        bar.sizing = new | bar.low_mask == u32::MAX;
+        bar.sizing = new | u32::from(bar.low_mask) == u32::MAX;
         let restores = !bar.sizing && bar.size != 0 && new == bar.value;
         if restores && function.read(register)? != new {
             function.write(register, new)?;

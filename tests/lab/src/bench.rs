@@ -10,7 +10,7 @@ mod report;
 
 use crate::{
     image::{Images, Kernel},
-    machine::{Counted, Guest, GuestOptions, Machine, Options, Profile, MANY, NIC},
+    machine::{Counted, Guest, GuestOptions, Machine, Options, Profile, MANY, NIC, SLOW},
 };
 use anyhow::{bail, ensure, Context, Result};
 use report::{Figures, Sample};
@@ -23,6 +23,20 @@ const PROFILE: Profile = Profile {
     devices: &[
         "-netdev user,id=net0 -device e1000e,netdev=net0,addr=5.0",
         "{bench}",
+    ],
+    disks: &[],
+    dom0: "",
+};
+
+/// Four functions that their firmware resets slowly.
+const SLOW_PROFILE: Profile = Profile {
+    name: "bench-slow",
+    kernel: Kernel::Stock,
+    devices: &[
+        "-device pci-testdev,addr=6.0",
+        "-device pci-testdev,addr=16.0 -device pci-testdev,addr=17.0",
+        "-device pci-testdev,addr=18.0 -device pci-testdev,addr=19.0",
+        "-acpitable sig=SSDT,rev=2,data={run}/slow-resets",
     ],
     disks: &[],
     dom0: "",
@@ -140,14 +154,22 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
         );
     }
     sizes(&mut figures, out)?;
-    if !quick {
-        if let Err(e) = many(&mut figures, images, out) {
+    let parts: [(&str, Part); 4] = [
+        ("guests' memory", memory),
+        ("slow resets", teardown),
+        ("functions by the hundred", many),
+        ("a flood", flood),
+    ];
+    for (name, part) in parts.into_iter().filter(|_| !quick) {
+        if let Err(e) = part(&mut figures, images, out) {
             println!("    {e:#}; booted again");
             figures.again += 1;
-            many(&mut figures, images, out)?;
+            part(&mut figures, images, out)?;
         }
+        figures.seconds = start.elapsed().as_secs();
+        report::write(&figures, &directory, &title)?;
         println!(
-            "    functions by the hundred done after {:.0} s",
+            "    {name} done after {:.0} s",
             start.elapsed().as_secs_f32()
         );
     }
@@ -156,6 +178,9 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
     print!("\n{}", std::fs::read_to_string(directory.join("table.md"))?);
     Ok(())
 }
+
+/// A boot of its own for some figures.
+type Part = fn(&mut Figures, &Images, &Path) -> Result<()>;
 
 /// One boot with the rounds that are not done yet.
 fn rounds(
@@ -236,6 +261,18 @@ impl<'a> Bench<'a> {
         })
     }
 
+    /// For what is measured without rounds; the modes' own figures are not taken.
+    fn of(machine: &'a Machine, guest: Guest<'a>, functions: Vec<String>) -> Result<Self> {
+        let domid = machine.xl(&format!("domid {}", guest.name))?;
+        Ok(Self {
+            machine,
+            mode: &MODES[2],
+            guest,
+            domid: domid.trim().to_owned(),
+            functions,
+        })
+    }
+
     /// `all`: with several devices, too.
     fn round(&self, figures: &mut Figures, extent: Extent, all: bool) -> Result<()> {
         self.floor(figures, extent)?;
@@ -302,8 +339,13 @@ impl<'a> Bench<'a> {
     }
 
     fn load(&self, back: &str) -> Result<()> {
+        let functions: Vec<&str> = self.functions.iter().map(String::as_str).collect();
+        self.load_with(back, &functions)
+    }
+
+    fn load_with(&self, back: &str, functions: &[&str]) -> Result<()> {
         self.unload()?;
-        let hide = self.functions.join(")(");
+        let hide = functions.join(")(");
         let load = format!("insmod /modules/{back}/xen-pciback.ko hide='({hide})'");
         // See `run`.
         if self.machine.ask(&load, 60)?.status != 0 {
@@ -415,6 +457,10 @@ impl<'a> Bench<'a> {
              i=0; until [ \"$(xenstore-read {this}/state)\" = 6 ] || [ $i = 100 ]; do i=$((i + 1)); sleep 0.1; done
              xenstore-rm {back}; xenstore-rm {this}; sleep 0.5"
         ))?;
+        self.unload_frontend()
+    }
+
+    fn unload_frontend(&self) -> Result<()> {
         self.guest.sh(
             "i=0; until ! grep -q ^xen_pcifront /proc/modules || rmmod xen-pcifront; do
                i=$((i + 1)); [ $i = 20 ] && exit 1; sleep 0.5; done
@@ -590,21 +636,16 @@ fn many(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     let list = machine.sh("lspci -D -n -d 1234:11e8 | cut -d' ' -f1")?;
     let list: Vec<&str> = list.lines().collect();
     ensure!(list.len() > 200, "{} functions", list.len());
-    let free = || -> Result<f64> {
-        let kib = machine
-            .sh("echo 3 >/proc/sys/vm/drop_caches; awk '/MemFree/ { print $2 }' /proc/meminfo")?;
-        Ok(kib.trim().parse::<f64>()? * 1024.0)
-    };
-    for _ in 0..2 {
+    for _ in 0..3 {
         for (back, pairing) in [("c", "CC"), ("rust", "RR")] {
             machine.sh(&format!("insmod /modules/{back}/xen-pciback.ko"))?;
-            let before = free()?;
+            let before = allocated(&machine)?;
             let bind = format!(
                 "agent measure bind /sys/bus/pci/drivers/pciback {}",
                 list.join(" ")
             );
             let times: Vec<f64> = serde_json::from_str(&machine.sh_within(&bind, 300)?)?;
-            let used = (before - free()?) / list.len() as f64;
+            let used = (allocated(&machine)? - before) / list.len() as f64;
             let (first, last) = (&times[..16], &times[times.len() - 16..]);
             figures.add(OTHERS, "bind-first", pairing, Sample::of(first));
             figures.add(OTHERS, "bind-last", pairing, Sample::of(last));
@@ -613,6 +654,177 @@ fn many(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A guest reads beside another one that floods the backend, and beside one that only computes: the emulator
+/// runs the CPUs in turns, so that a busy neighbour alone already costs time.
+fn flood(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
+    const READS: u32 = 1_000;
+    let options = Options {
+        counted: Some(Counted { cpus: 3, xen: "" }),
+        ..Options::default()
+    };
+    let machine = Machine::boot(images, out, &PROFILE, options)?;
+    let both = ["1", "2"].map(|cpu| {
+        machine.guest(
+            &format!("guest{cpu}"),
+            &GuestOptions {
+                front: "none",
+                cpus: cpu,
+                config: "tsc_mode=\"native\"",
+                memory: 300,
+                ..GuestOptions::default()
+            },
+        )
+    });
+    let edu = machine.sh("lspci -D -n -d 1234:11e8 | cut -d' ' -f1 | head -n 1")?;
+    let [loud, quiet] = both;
+    let loud = Bench::of(&machine, loud?, vec![edu.trim().to_owned()])?;
+    let quiet = Bench::of(&machine, quiet?, vec![NIC.to_owned()])?;
+    for _ in 0..3 {
+        for (pairing, back, front) in [PAIRINGS[0], PAIRINGS[2]] {
+            loud.load_with(back, &[&edu.trim(), NIC])?;
+            for bench in [&loud, &quiet] {
+                bench.connect(front, 1, &mut |_, _| ())?;
+            }
+            let beside = |work: &str| -> Result<Sample> {
+                loud.guest
+                    .sh(&format!("({work}) >/dev/null 2>&1 & echo $! >/tmp/loud"))?;
+                let figure = quiet
+                    .guest
+                    .sh_within(&format!("agent measure read {FILE} 4 4 {READS}"), 600);
+                loud.guest.sh("kill -9 $(cat /tmp/loud); sleep 1")?;
+                Sample::from_json(&figure?)
+            };
+            let computes = beside("exec sh -c 'while :; do :; done'")?;
+            let floods = beside(&format!("exec agent measure read {FILE} 4 4 100000000"))?;
+            figures.add(OTHERS, "beside-computing", pairing, computes);
+            figures.add(OTHERS, "beside-flood", pairing, floods);
+            figures.add(OTHERS, "flood-ratio", pairing, floods.p99_to(computes));
+            for bench in [&loud, &quiet] {
+                bench.disconnect()?;
+            }
+        }
+    }
+    loud.unload()
+}
+
+/// dom0's memory for each connected guest: that of several at once.
+fn memory(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
+    const GUESTS: usize = 8;
+    let machine = Machine::boot(images, out, &PROFILE, Options::default())?;
+    let edu = machine.sh("lspci -D -n -d 1234:11e8 | cut -d' ' -f1")?;
+    let functions: Vec<&str> = edu.lines().take(GUESTS).collect();
+    let mut guests = Vec::new();
+    for function in &functions {
+        let name = format!("memory{}", guests.len());
+        let guest = machine.guest(
+            &name,
+            &GuestOptions {
+                front: "none",
+                cpus: "0-1",
+                memory: 240,
+                ..GuestOptions::default()
+            },
+        )?;
+        guests.push(Bench::of(&machine, guest, vec![(*function).to_owned()])?);
+    }
+    let first = guests.first().context("no guest")?;
+    for round in 0..4 {
+        for (back, pairing) in [("c", "CC"), ("rust", "RR")] {
+            first.load_with(back, &functions)?;
+            let before = allocated(&machine)?;
+            for bench in &guests {
+                // The same frontend with both: only the backend's end is measured.
+                bench.connect("rust", 1, &mut |_, _| ())?;
+            }
+            let used = (allocated(&machine)? - before) / GUESTS as f64;
+            // The first one fills the kernel's own caches.
+            if round > 0 {
+                figures.add(OTHERS, "guest-memory", pairing, Sample::number(used));
+            }
+            for bench in &guests {
+                bench.disconnect()?;
+            }
+            first.unload()?;
+        }
+    }
+    Ok(())
+}
+
+/// What a guest's end costs the thread that serves the xenbus of all, when the guest's four functions are
+/// reset slowly; and when that thread comes to another guest's device.
+fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
+    let options = Options {
+        counted: Some(MODES[0].machine),
+        ..Options::default()
+    };
+    let machine = Machine::boot(images, out, &SLOW_PROFILE, options)?;
+    let guest = machine.guest(
+        "teardown",
+        &GuestOptions {
+            front: "none",
+            cpus: "0",
+            ..GuestOptions::default()
+        },
+    )?;
+    let bench = Bench::of(&machine, guest, SLOW.map(str::to_owned).to_vec())?;
+    let other = "0000:00:06.0";
+    for _ in 0..3 {
+        for (pairing, back, front) in [PAIRINGS[0], PAIRINGS[2]] {
+            bench.load_with(back, &[&SLOW[..], &[other]].concat())?;
+            bench.connect(front, SLOW.len(), &mut |_, _| ())?;
+            let (gone, this, domid) = (bench.backend(), bench.frontend(), &bench.domid);
+            let (second, theirs) = (
+                format!("/local/domain/0/backend/pci/{domid}/1"),
+                format!("/local/domain/{domid}/device/pci/1"),
+            );
+            // As the other's frontend is a directory only, its backend waits for it after it has looked at it.
+            let text = machine.sh_within(
+                &format!(
+                    "used() {{ cut -d' ' -f1 /proc/$(pidof xenwatch)/schedstat; }}
+                     now() {{ awk '{{ print int($1 * 1000) }}' /proc/uptime; }}
+                     sleep 1; before=$(used); begin=$(now)
+                     xenstore-write {gone}/online 0; xenstore-rm {gone}; xenstore-rm {this}
+                     xenstore-write {theirs} '' {second} '' &&
+                     xenstore-write {theirs}/backend {second} {theirs}/backend-id 0 {theirs}/state 1 &&
+                     xenstore-write {second}/frontend {theirs} {second}/frontend-id {domid} {second}/online 1 \
+                       {second}/num_devs 1 {second}/dev-0 {other} {second}/opts-0 msitranslate=0 {second}/state 1
+                     i=0; until [ \"$(xenstore-read {second}/state)\" = 3 ]; do i=$((i + 1)); [ $i = 2000 ] && exit 1; sleep 0.01; done
+                     end=$(now); sleep 20; after=$(used)
+                     xenstore-rm {second}; xenstore-rm {theirs}; sleep 3
+                     echo $((after - before)) $((end - begin))"
+                ),
+                200,
+            )?;
+            let numbers: Vec<f64> = text
+                .split_whitespace()
+                .map(str::parse)
+                .collect::<Result<_, _>>()?;
+            let [used, answered] = numbers[..] else {
+                bail!("no figures: {text}");
+            };
+            figures.add(OTHERS, "xenbus-cpu", pairing, Sample::number(used));
+            figures.add(
+                OTHERS,
+                "xenbus-answer",
+                pairing,
+                Sample::number(answered * 1e6),
+            );
+            bench.unload_frontend()?;
+            bench.unload()?;
+        }
+    }
+    Ok(())
+}
+
+/// What dom0's kernel has allocated, in bytes: slabs, pages mapped for it, per-CPU memory. Free memory would
+/// not do: it drifts by megabytes for minutes after the start.
+fn allocated(machine: &Machine) -> Result<f64> {
+    let kib = machine.sh("sleep 1; echo 3 >/proc/sys/vm/drop_caches
+         for s in /sys/kernel/slab/*/shrink; do echo 1 >$s; done 2>/dev/null
+         awk '/^(Slab|VmallocUsed|Percpu):/ { sum += $2 } END { print sum }' /proc/meminfo")?;
+    Ok(kib.trim().parse::<f64>()? * 1024.0)
 }
 
 /// The functions behind the bridge of [`PROFILE`].

@@ -10,7 +10,7 @@
 //! Where capabilities overlap, the first claim of a dword counts. The order of claims is from strict
 //! to open: the binding capabilities, then the heads of all others, then their bodies, and last
 //! the bodies of vendor-specific capabilities, whose length only the device knows and whose
-//! registers a guest may write.
+//! registers a guest may write. Then the same in extended space, where nothing binds.
 
 use super::table::{Dword, PME_ENABLE};
 use super::{Function, VirtualConfigSpace};
@@ -434,18 +434,18 @@ pub(super) fn add<F: Function>(
         space.claim_low(next(dword), Dword::PcixStatus);
     }
 
+    for (id, dword) in list.iter() {
+        if id == id::VENDOR && space.rows_of(dword) == Dword::VendorHead {
+            space.add_vendor_body(dword, function)?;
+        }
+    }
+
     let extended = extended(function);
     for (_, dword) in extended.iter() {
         space.claim(dword, Dword::ExtHead);
     }
     for place in extended.iter() {
         space.add_extended_body(place, function);
-    }
-
-    for (id, dword) in list.iter() {
-        if id == id::VENDOR && space.rows_of(dword) == Dword::VendorHead {
-            space.add_vendor_body(dword, function)?;
-        }
     }
     Ok(())
 }

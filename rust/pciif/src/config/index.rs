@@ -12,7 +12,7 @@
 use super::table::Dword;
 
 /// How many runs there is room for: more than the 64 units of the first 256 bytes could make.
-pub(super) const MAX_RUNS: usize = 96;
+pub(super) const MAX_RUNS: usize = 76;
 
 /// 4-byte units of the largest configuration space.
 const UNITS: u16 = 1024;
@@ -143,6 +143,11 @@ mod tests {
             }
             prop_assert!(index.iter().eq((0u16..).zip(table)));
         }
+    }
+
+    #[test]
+    fn engine_is_small() {
+        assert!(core::mem::size_of::<super::super::VirtualConfigSpace>() <= 536);
     }
 
     #[test]

@@ -68,6 +68,11 @@ impl Sample {
 }
 
 impl Sample {
+    /// The p99 as a multiple of another's.
+    pub fn p99_to(self, other: Self) -> Self {
+        Self::number(self.p99 / other.p99)
+    }
+
     /// Less what something else needs.
     pub fn minus(self, other: Self) -> Self {
         Self {
@@ -233,6 +238,40 @@ const LINES: &[Line] = &[
         "function-memory",
         "dom0's memory for each of them, bytes",
         [1.0; 3],
+    ),
+    counted(
+        "guest-memory",
+        "dom0's memory for each connected guest, bytes",
+        [1.0; 3],
+    ),
+    timed(
+        "beside-computing",
+        "read of a guest beside one that computes",
+        NONE,
+        false,
+    ),
+    timed(
+        "beside-flood",
+        "read of a guest beside one that floods requests",
+        NONE,
+        false,
+    ),
+    counted(
+        "flood-ratio",
+        "the p99 of these, flooded to not (goal for RR: at most 2)",
+        NONE,
+    ),
+    timed(
+        "xenbus-cpu",
+        "the xenbus thread's CPU while a guest with 4 functions goes (goal for RR: at most 1 ms)",
+        NONE,
+        false,
+    ),
+    timed(
+        "xenbus-answer",
+        "until it has taken up another guest's device, with slow resets",
+        NONE,
+        false,
     ),
 ];
 

@@ -13,7 +13,7 @@ mod seeds;
 mod sysfs;
 mod xenbus;
 
-use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC, STANDARD};
+use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC, STANDARD, TROUBLE};
 use anyhow::{ensure, Result};
 
 /// Which ends a case can be run with.
@@ -218,7 +218,7 @@ pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
 fn logs(lab: &Lab<'_>) -> Result<()> {
     lab.sh("dmesg -c >>/var/log/dmesg.all")?;
     let found = lab.machine.ask(
-        "grep -n -E 'WARNING:|BUG:|BUG |Oops|Call Trace|general protection|lockdep|UBSAN|KASAN' /var/log/dmesg.all /var/log/xen/*.log",
+        &format!("grep -n -E '{TROUBLE}' /var/log/dmesg.all /var/log/xen/*.log"),
         30,
     )?;
     ensure!(found.status == 1, "{}", found.output);

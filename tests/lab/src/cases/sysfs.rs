@@ -416,17 +416,23 @@ fn hide_force(lab: &Lab<'_>) -> Result<()> {
     lab.sh(&format!("{disk}; mke2fs -q $d 2>/dev/null || mkfs.ext2 $d >/dev/null; modprobe ext4; mount -t ext2 $d /tmp/disk || mount -t ext4 $d /tmp/disk"))?;
     let nic = "readlink /sys/class/net/eth0/device";
     ensure!(lab.sh(nic)?.trim().ends_with(NIC), "eth0 is another one");
-    let hide = format!("hide='(00:05.0)(00:06.0)({})'", &storage[5..]);
+    let serial = lab.sh("readlink /sys/bus/pci/devices/0000:00:08.0/driver")?;
+    ensure!(
+        serial.trim().ends_with("/serial"),
+        "no serial line: {serial}"
+    );
+    let hide = format!("hide='(00:05.0)(00:06.0)(00:08.0)({})'", &storage[5..]);
     lab.load(lab.back, &hide)?;
     let lines = |text: &str| lab.machine.ask(&format!("dmesg | grep '{text}'"), 20);
     let said = lines("is listed in hide=")?.output;
     for part in [
         "0000:00:05.0: is listed in hide=, but driver e1000e",
+        "0000:00:08.0: is listed in hide=, but driver serial",
         &format!("{storage}: is listed in hide=, but driver nvme"),
     ] {
         ensure!(said.contains(part), "{part:?} is not in: {said}");
     }
-    ensure!(said.lines().count() == 2, "{said}");
+    ensure!(said.lines().count() == 3, "{said}");
     lab.sh(&format!(
         "test -e {DRIVER}/{TESTDEV} && rmmod xen_pciback && dmesg -c >>/var/log/dmesg.all"
     ))?;
@@ -438,13 +444,17 @@ fn hide_force(lab: &Lab<'_>) -> Result<()> {
         "interface eth0 is up",
         "stays with driver nvme",
         "is mounted or open",
+        "stays with driver serial",
+        "may be a console",
     ] {
         ensure!(said.contains(part), "{part:?} is not in: {said}");
     }
     lab.sh("ip link show eth0 >/dev/null && rmmod xen_pciback && dmesg -c >>/var/log/dmesg.all")?;
 
     lab.sh("ip link set eth0 down && umount /tmp/disk")?;
+    // The console stays where it is, whatever else is given up.
     lab.load(lab.back, &format!("{hide} hide_force=1"))?;
+    lab.sh(&format!("! test -e {DRIVER}/0000:00:08.0"))?;
     for device in [NIC, TESTDEV, storage] {
         lab.sh(&format!("test -e {DRIVER}/{device}"))?;
     }
