@@ -155,10 +155,10 @@ pub fn run(images: &Images, out: &Path, quick: bool, modes: Option<&str>) -> Res
     }
     sizes(&mut figures, out)?;
     let parts: [(&str, Part); 4] = [
+        ("a flood", flood),
+        ("functions by the hundred", many),
         ("guests' memory", memory),
         ("slow resets", teardown),
-        ("functions by the hundred", many),
-        ("a flood", flood),
     ];
     for (name, part) in parts.into_iter().filter(|_| !quick) {
         if let Err(e) = part(&mut figures, images, out) {
@@ -656,8 +656,8 @@ fn many(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A guest reads beside another one that floods the backend, and beside one that only computes: the emulator
-/// runs the CPUs in turns, so that a busy neighbour alone already costs time.
+/// A guest reads beside another one that is idle, that floods the backend, and that only computes: the emulator
+/// runs the CPUs in turns, so that a busy neighbour costs time whatever it does.
 fn flood(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     const READS: u32 = 1_000;
     let options = Options {
@@ -696,11 +696,13 @@ fn flood(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
                 loud.guest.sh("kill -9 $(cat /tmp/loud); sleep 1")?;
                 Sample::from_json(&figure?)
             };
+            let alone = beside("exec sleep 100000")?;
             let computes = beside("exec sh -c 'while :; do :; done'")?;
             let floods = beside(&format!("exec agent measure read {FILE} 4 4 100000000"))?;
+            figures.add(OTHERS, "beside-idle", pairing, alone);
             figures.add(OTHERS, "beside-computing", pairing, computes);
             figures.add(OTHERS, "beside-flood", pairing, floods);
-            figures.add(OTHERS, "flood-ratio", pairing, floods.p99_to(computes));
+            figures.add(OTHERS, "flood-ratio", pairing, floods.p99_to(alone));
             for bench in [&loud, &quiet] {
                 bench.disconnect()?;
             }

@@ -245,6 +245,12 @@ const LINES: &[Line] = &[
         [1.0; 3],
     ),
     timed(
+        "beside-idle",
+        "read of a guest beside an idle one",
+        NONE,
+        false,
+    ),
+    timed(
         "beside-computing",
         "read of a guest beside one that computes",
         NONE,
@@ -258,7 +264,7 @@ const LINES: &[Line] = &[
     ),
     counted(
         "flood-ratio",
-        "the p99 of these, flooded to not (goal for RR: at most 2)",
+        "its p99 beside a flood, to that beside an idle one (goal for RR: at most 2)",
         NONE,
     ),
     timed(
