@@ -683,7 +683,7 @@ fn flood(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     let quiet = Bench::of(&machine, quiet?, vec![NIC.to_owned()])?;
     for _ in 0..3 {
         for (pairing, back, front) in [PAIRINGS[0], PAIRINGS[2]] {
-            loud.load_with(back, &[&edu.trim(), NIC])?;
+            loud.load_with(back, &[edu.trim(), NIC])?;
             for bench in [&loud, &quiet] {
                 bench.connect(front, 1, &mut |_, _| ())?;
             }
