@@ -390,7 +390,7 @@ impl Machine {
     /// `xl`. One that dies of a signal is repeated once, and counted: a known flake of the set-up.
     pub fn xl(&self, arguments: &str) -> Result<String> {
         let command = format!("xl {arguments} 2>&1");
-        let answer = self.ask(&command, 60)?;
+        let answer = self.ask(&command, 180)?;
         if answer.status >= 128 || answer.output.contains("Segmentation fault") {
             self.xl_repeated.set(self.xl_repeated.get() + 1);
             println!(
