@@ -135,6 +135,8 @@ fn connects(lab: &Lab<'_>, back: &str) -> Result<()> {
                 front: "rust",
                 devices: &[device],
                 memory: 300,
+                // Four boot at once: that is bound by the CPUs.
+                cpus: "0-1",
                 ..GuestOptions::default()
             };
             lab.machine.create(name, &options)?;

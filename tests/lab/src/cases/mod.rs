@@ -69,13 +69,16 @@ const THEMES: &[&[Case]] = &[
 const ONLY_FULL: &[&str] = &[
     // The stock drivers with each other: a comparison.
     "pairing_back_c_front_c",
-    // The NIC's case is the same pair.
+    // The NIC's case is the same pair, and guests that connect by the dozen.
     "pairing_back_rust_front_rust",
+    "pairing_back_c_front_rust",
     // A machine of their own, whose boot takes more than a minute.
     "check_44",
     "by_the_hundred",
     // Not yet seen behind all the cases that now come before it.
     "logs_are_free_of_warnings",
+    // A minute for a card that is put in and pulled out.
+    "a_card_that_is_put_in",
     // Minutes of load.
     "check_90",
     "nvme_reads_back",
