@@ -19,12 +19,13 @@ use pciif::{
     aer::{Answer, Step},
     op::{OpStatus, Reply, Request},
     sbdf::{Devfn, RootText, Sbdf},
-    topology::{Mode, Topology, TopologyError},
+    topology::{Mode, Place, Topology, TopologyError},
 };
 use xen::{lock::DualLock, new_dual_lock, pci, store, xenbus::DeviceRef};
 
-/// The most functions that one guest can have: 32 slots of 8 on the virtual bus.
-const CAPACITY: usize = 256;
+/// Places for functions; most guests need no more than these first ones.
+type Places = KVec<Place<Arc<Function>>>;
+const FIRST_PLACES: usize = 4;
 
 /// The functions of one guest.
 #[pin_data]
@@ -33,7 +34,7 @@ pub(crate) struct Exports {
     pub(crate) domid: u16,
     dev: DeviceRef,
     #[pin]
-    table: DualLock<KBox<Topology<Arc<Function>, CAPACITY>>>,
+    table: DualLock<Topology<Places>>,
     #[pin]
     server: Mutex<Option<Arc<Server>>>,
 }
@@ -46,7 +47,7 @@ impl Exports {
         } else {
             Mode::Vpci
         };
-        let table = KBox::new(Topology::new(mode), GFP_KERNEL)?;
+        let table = Topology::new(mode, KVec::from_elem(None, FIRST_PLACES, GFP_KERNEL)?);
         Arc::pin_init(
             pin_init!(Self {
                 domid: dev.peer_domain(),
@@ -79,16 +80,29 @@ impl Exports {
         let _ = store::NOW.write(self.dev.directory(), c"aerState", fmt!("aerfail"));
     }
 
-    /// Gives a function a virtual address.
+    /// Gives a function a virtual address. Sleeps.
     pub(crate) fn add(
         &self,
         function: Arc<Function>,
         wanted: Option<Devfn>,
     ) -> Result<Sbdf, TopologyError> {
         let (host, is_vf, is_bridge) = (function.address(), function.is_vf(), function.is_bridge());
-        self.table
-            .lock()
-            .assign(host, is_vf, is_bridge, function, wanted)
+        loop {
+            let room = {
+                let mut table = self.table.lock();
+                let assigned = table.assign(host, is_vf, is_bridge, function.clone(), wanted);
+                match (assigned, table.room()) {
+                    (Err(TopologyError::NoRoom), room) if room < Topology::<Places>::CAPACITY => {
+                        room
+                    }
+                    _ => return assigned,
+                }
+            };
+            let more = Places::from_elem(None, 2 * room, GFP_KERNEL);
+            let more = more.map_err(|_| TopologyError::NoRoom)?;
+            // What is left is dropped after the lock.
+            let _left = self.table.lock().grow(more);
+        }
     }
 
     /// The function at a virtual address.

@@ -8,10 +8,15 @@
 //!   what shares its bus and device number is not part of the same device.
 //! * **passthrough**: every function keeps the host's address.
 //!
-//! The table has room for `N` functions and holds a handle of type `H` for each.
+//! The table holds a handle of type `H` for each function, in places that its owner provides: most
+//! guests have a few functions, some have all that a bus can hold.
 
 use crate::sbdf::{Devfn, RootText, Sbdf};
-use core::fmt::{self, Display, Formatter};
+use core::{
+    fmt::{self, Display, Formatter},
+    mem,
+    ops::DerefMut,
+};
 
 /// How virtual addresses are chosen: fixed when the module is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +34,7 @@ pub enum TopologyError {
     Bridge,
     /// All 32 slots of the virtual bus are taken.
     NoSlot,
-    /// The table has no room for one more function.
+    /// All places of the table are taken; see [`Topology::grow`].
     NoRoom,
     /// The function is in the table already.
     AlreadyThere,
@@ -85,26 +90,49 @@ const DEVFNS: usize = 256;
 /// No function at this device and function number.
 const ABSENT: u16 = u16::MAX;
 
-/// The functions of one guest.
+/// A place for a function.
+pub type Place<H> = Option<Entry<H>>;
+
+/// The functions of one guest, in places of type `P`.
 #[derive(Clone, Debug)]
-pub struct Topology<H: Clone, const N: usize> {
+pub struct Topology<P> {
     mode: Mode,
-    entries: [Option<Entry<H>>; N],
+    entries: P,
     /// vpci only: index in `entries` by virtual device and function number, so that a request finds
     /// its function in one step.
     by_devfn: [u16; DEVFNS],
 }
 
-impl<H: Clone, const N: usize> Topology<H, N> {
-    /// An empty table.
-    pub const fn new(mode: Mode) -> Self {
+impl<H, P: DerefMut<Target = [Place<H>]>> Topology<P> {
+    /// The most places that are used, however many there are: 32 slots of 8 functions.
+    pub const CAPACITY: usize = DEVFNS;
+
+    /// A table that begins with these places, which have to be empty.
+    pub const fn new(mode: Mode, places: P) -> Self {
         // Every index fits and is not `ABSENT`.
-        const { assert!(N < ABSENT as usize) };
+        const { assert!(DEVFNS < ABSENT as usize) };
         Topology {
             mode,
-            entries: [const { None }; N],
+            entries: places,
             by_devfn: [ABSENT; DEVFNS],
         }
+    }
+
+    /// How many functions there are places for.
+    pub fn room(&self) -> usize {
+        self.entries.len().min(Self::CAPACITY)
+    }
+
+    /// Moves into other places, which have to be empty, if those are more. Gives those that are not
+    /// needed any more.
+    pub fn grow(&mut self, mut places: P) -> P {
+        if places.len() > self.entries.len() {
+            for (to, from) in places.iter_mut().zip(self.entries.iter_mut()) {
+                mem::swap(to, from);
+            }
+            mem::swap(&mut places, &mut self.entries);
+        }
+        places
     }
 
     /// Adds a function of the host and returns the address that the guest will see.
@@ -133,7 +161,7 @@ impl<H: Clone, const N: usize> Topology<H, N> {
             Mode::Vpci if is_bridge => return Err(TopologyError::Bridge),
             Mode::Vpci => self.virtual_address(host, alone, wanted)?,
         };
-        let mut slots = self.entries.iter_mut().enumerate();
+        let mut slots = self.entries.iter_mut().enumerate().take(Self::CAPACITY);
         let (index, slot) = slots
             .find(|(_, slot)| slot.is_none())
             .ok_or(TopologyError::NoRoom)?;
@@ -144,7 +172,7 @@ impl<H: Clone, const N: usize> Topology<H, N> {
             handle,
         });
         if self.mode == Mode::Vpci {
-            // CAST: `new` asserts that every index fits.
+            // CAST: less than `CAPACITY`, of which `new` asserts that it fits.
             self.note(address, index as u16);
         }
         Ok(address)
@@ -220,7 +248,10 @@ impl<H: Clone, const N: usize> Topology<H, N> {
     }
 
     /// The functions of the guest, in no particular order.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry<H>> {
+    pub fn entries<'a>(&'a self) -> impl Iterator<Item = &'a Entry<H>>
+    where
+        H: 'a,
+    {
         self.entries.iter().flatten()
     }
 
@@ -230,7 +261,10 @@ impl<H: Clone, const N: usize> Topology<H, N> {
     pub fn roots<'a>(
         &'a self,
         is_below: impl Fn(&Entry<H>) -> bool + 'a,
-    ) -> impl Iterator<Item = RootText> + 'a {
+    ) -> impl Iterator<Item = RootText> + 'a
+    where
+        H: 'a,
+    {
         const VIRTUAL_ROOT: RootText = RootText { segment: 0, bus: 0 };
         let fixed = (self.mode == Mode::Vpci).then_some(VIRTUAL_ROOT);
         let has_root = move |entry: &Entry<H>| self.mode == Mode::Passthrough && !is_below(entry);
@@ -253,7 +287,11 @@ mod tests {
     use std::string::ToString;
     use std::vec::Vec;
 
-    type Table = Topology<u32, 64>;
+    type Table = Topology<Vec<Place<u32>>>;
+
+    fn empty(mode: Mode, room: usize) -> Table {
+        Table::new(mode, std::vec![None; room])
+    }
 
     fn host(bus: u8, dev: u8, func: u8) -> Sbdf {
         Sbdf::new(0, bus, dev, func).unwrap()
@@ -266,7 +304,7 @@ mod tests {
     #[test]
     fn functions_of_one_device_share_a_slot_in_any_order() {
         for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
-            let mut table = Table::new(Mode::Vpci);
+            let mut table = empty(Mode::Vpci, 64);
             add(&mut table, host(9, 0, 0));
             for func in order {
                 let address = add(&mut table, host(3, 5, func));
@@ -278,13 +316,13 @@ mod tests {
 
     #[test]
     fn lone_function_keeps_its_number() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         assert_eq!(add(&mut table, host(3, 0, 3)).to_string(), "0000:00:00.3");
     }
 
     #[test]
     fn same_device_number_on_another_bus_or_segment_is_another_device() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         add(&mut table, host(3, 0, 0));
         assert_eq!(add(&mut table, host(4, 0, 1)).devfn.dev(), 1);
         let other_segment = Sbdf::new(1, 3, 0, 1).unwrap();
@@ -293,7 +331,7 @@ mod tests {
 
     #[test]
     fn virtual_function_zero_has_a_slot_of_its_own() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         let vf = |table: &mut Table, func| {
             table
                 .assign(host(3, 16, func), true, false, 0, None)
@@ -307,7 +345,7 @@ mod tests {
 
     #[test]
     fn lowest_free_slot_is_reused() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         for bus in 0..4 {
             add(&mut table, host(bus, 0, 0));
         }
@@ -319,7 +357,7 @@ mod tests {
 
     #[test]
     fn device_33_is_refused_and_fits_after_a_release() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         for bus in 0..32 {
             add(&mut table, host(bus, 0, 0));
         }
@@ -333,7 +371,7 @@ mod tests {
 
     #[test]
     fn full_table_refuses_and_changes_nothing() {
-        let mut table = Topology::<u32, 2>::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 2);
         for bus in 0..2 {
             assert!(table.assign(host(bus, 0, 0), false, false, 1, None).is_ok());
         }
@@ -344,8 +382,41 @@ mod tests {
     }
 
     #[test]
+    fn table_that_grows_keeps_its_functions_and_takes_more() {
+        for mode in [Mode::Vpci, Mode::Passthrough] {
+            let mut table = empty(mode, 2);
+            let first = add(&mut table, host(0, 0, 0));
+            let second = add(&mut table, host(1, 0, 0));
+            assert_eq!(table.grow(std::vec![None; 2]).len(), 2);
+            assert_eq!(table.room(), 2);
+            assert_eq!(table.grow(std::vec![None; 4]).len(), 2);
+            assert_eq!(table.room(), 4);
+            let third = add(&mut table, host(2, 0, 0));
+            for (address, bus) in [(first, 0), (second, 1), (third, 2)] {
+                assert!(table.find(address).is_some());
+                let entry = table.find_host(host(bus, 0, 0));
+                assert_eq!(entry.map(Entry::address), Some(address));
+            }
+            assert_eq!(table.release(second), Some(0));
+            assert_eq!(table.entries().count(), 2);
+        }
+    }
+
+    #[test]
+    fn no_more_functions_than_a_bus_holds() {
+        let mut table = empty(Mode::Passthrough, 300);
+        assert_eq!(table.room(), Table::CAPACITY);
+        for raw in 0..=u8::MAX {
+            let devfn = Devfn::from_raw(raw);
+            add(&mut table, host(1, devfn.dev(), devfn.func()));
+        }
+        let refused = table.assign(host(2, 0, 0), false, false, 0, None);
+        assert_eq!(refused, Err(TopologyError::NoRoom));
+    }
+
+    #[test]
     fn wanted_slot_is_granted_only_when_free_and_not_splitting_a_device() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         let mut ask = |host, slot| {
             let wanted = Devfn::new(slot, 0);
             let address = table.assign(host, false, false, 0, wanted).unwrap();
@@ -358,10 +429,10 @@ mod tests {
 
     #[test]
     fn bridge_is_refused_on_the_virtual_bus_only() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         let refused = table.assign(host(3, 0, 0), false, true, 0, None);
         assert_eq!(refused, Err(TopologyError::Bridge));
-        let mut table = Table::new(Mode::Passthrough);
+        let mut table = empty(Mode::Passthrough, 64);
         let passed = table.assign(host(3, 0, 0), false, true, 0, None);
         assert_eq!(passed, Ok(host(3, 0, 0)));
     }
@@ -369,7 +440,7 @@ mod tests {
     #[test]
     fn function_is_not_added_twice() {
         for mode in [Mode::Vpci, Mode::Passthrough] {
-            let mut table = Table::new(mode);
+            let mut table = empty(mode, 64);
             add(&mut table, host(3, 0, 0));
             let refused = table.assign(host(3, 0, 0), false, false, 0, None);
             assert_eq!(refused, Err(TopologyError::AlreadyThere));
@@ -378,7 +449,7 @@ mod tests {
 
     #[test]
     fn virtual_bus_has_one_root_and_answers_on_it_only() {
-        let mut table = Table::new(Mode::Vpci);
+        let mut table = empty(Mode::Vpci, 64);
         let roots = |table: &Table| {
             table
                 .roots(|_| false)
@@ -400,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_lies_behind_a_bridge_of_the_same_guest_needs_no_root() {
-        let mut table = Table::new(Mode::Passthrough);
+        let mut table = empty(Mode::Passthrough, 64);
         let bridge = host(0, 5, 0);
         table.assign(bridge, false, true, 1, None).unwrap();
         add(&mut table, host(3, 0, 0));
@@ -420,7 +491,7 @@ mod tests {
 
     #[test]
     fn passthrough_keeps_addresses_and_lists_each_root_once() {
-        let mut table = Table::new(Mode::Passthrough);
+        let mut table = empty(Mode::Passthrough, 64);
         assert_eq!(table.roots(|_| false).count(), 0);
         let segment_1 = Sbdf::new(1, 3, 0, 0).unwrap();
         for function in [host(3, 0, 0), host(4, 1, 0), host(3, 0, 1), segment_1] {

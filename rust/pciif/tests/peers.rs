@@ -8,7 +8,7 @@ use common::FakeFunction;
 use pciif::config::{Flags, Function, VirtualConfigSpace};
 use pciif::op::{OpStatus, Reply, Request};
 use pciif::sbdf::{Devfn, Sbdf};
-use pciif::topology::{Mode, Topology, TopologyError};
+use pciif::topology::{Mode, Place, Topology, TopologyError};
 use pciif::wire::{MsixEntry, PciOp, OP_WORDS};
 use proptest::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -147,7 +147,9 @@ fn change() -> impl Strategy<Value = Change> {
 
 const ROOM: usize = 48;
 
-fn check_table(table: &Topology<Sbdf, ROOM>, there: &HashMap<Sbdf, (Sbdf, bool)>) {
+type Table = Topology<Vec<Place<Sbdf>>>;
+
+fn check_table(table: &Table, there: &HashMap<Sbdf, (Sbdf, bool)>) {
     assert_eq!(table.entries().count(), there.len());
     let addresses: HashSet<Sbdf> = there.values().map(|&(address, _)| address).collect();
     assert_eq!(addresses.len(), there.len(), "two functions at one address");
@@ -206,13 +208,20 @@ proptest! {
         changes in prop::collection::vec(change(), 1..120),
     ) {
         let mode = if passthrough { Mode::Passthrough } else { Mode::Vpci };
-        let mut table = Topology::<Sbdf, ROOM>::new(mode);
+        let mut table = Table::new(mode, vec![None; 1]);
         let mut there: HashMap<Sbdf, (Sbdf, bool)> = HashMap::new();
         for change in changes {
             match change {
                 Change::Assign { host, is_vf, wanted } => {
                     let alone = is_vf && host.devfn.func() == 0;
-                    match table.assign(host, is_vf, false, host, wanted) {
+                    let mut assigned = table.assign(host, is_vf, false, host, wanted);
+                    let more = ROOM.min(2 * table.room());
+                    if assigned == Err(TopologyError::NoRoom) && more > table.room() {
+                        table.grow(vec![None; more]);
+                        check_table(&table, &there);
+                        assigned = table.assign(host, is_vf, false, host, wanted);
+                    }
+                    match assigned {
                         Ok(address) => {
                             prop_assert_eq!(there.insert(host, (address, alone)), None);
                         }
