@@ -117,6 +117,9 @@ impl SysData {
             self.constants(bus, devfn, ConstantCache::invalidate);
             return self.transport.request(op);
         }
+        if !ConstantCache::minds_read(access) {
+            return self.transport.request(op);
+        }
         let known = self.constants(bus, devfn, |cache| {
             (cache.generation(), cache.serve(access))
         });
@@ -136,10 +139,12 @@ impl SysData {
     /// Writes a register. Atomic.
     fn write(&self, op: &PciOp, access: ConfigAccess) -> Result<(), OpStatus> {
         let answer = self.transport.request(op);
-        // CAST: was made from a u8.
-        self.constants(op.bus as u8, op.devfn, |cache| {
-            cache.wrote(access, op.value);
-        });
+        if ConstantCache::minds_write(access) {
+            // CAST: was made from a u8.
+            self.constants(op.bus as u8, op.devfn, |cache| {
+                cache.wrote(access, op.value);
+            });
+        }
         answer.map(|_| ())
     }
 }

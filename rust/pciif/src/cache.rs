@@ -30,7 +30,10 @@
 //! * The ids read otherwise than before: it is another function, or the backend has not told the truth.
 //! * The guest resets the function: a write to the power state (PM), to the FLR bit of PCI Express
 //!   or to the control of Advanced Features. As long as the list of capabilities is not known to
-//!   its end, every write behind the header counts as such.
+//!   its end, every write behind the header counts as such, but those of which the known part says
+//!   that they are something else: the control word beside a header, and PCI Express' device control
+//!   without FLR. The kernel writes these while it looks at a new function, before it has
+//!   come to the list's end.
 //! * A register that is kept is answered differently: then it is another function.
 //! * The frontend drops it with [`ConstantCache::invalidate`]: hot-plug, a reset in the course of
 //!   error recovery, a link that failed, a new backend.
@@ -55,7 +58,9 @@ const SUBSYSTEM: u16 = 0x2c / 4;
 const FIRST_CAPABILITY: u16 = 0x34 / 4;
 const FIRST_CAPABILITY_BITS: u32 = 0xff;
 const CAPABILITY_HEADER: u32 = 0xffff;
+const FIRST_BEHIND_HEADER: u16 = 0x40 / 4;
 const EXTENDED: u16 = 0x100;
+const FIRST_EXTENDED: u16 = EXTENDED / 4;
 
 const POWER_MANAGEMENT: u32 = 0x01;
 const PCI_EXPRESS: u32 = 0x10;
@@ -133,6 +138,20 @@ impl ConstantCache {
         self.generation = self.generation.wrapping_add(1);
     }
 
+    /// Whether a read may be served, or its answer noted: no need to look at the cache of a function
+    /// for any other.
+    pub const fn minds_read(access: ConfigAccess) -> bool {
+        matches!(
+            access.dword(),
+            0 | CLASS | HEADER | SUBSYSTEM | FIRST_CAPABILITY | FIRST_BEHIND_HEADER..
+        )
+    }
+
+    /// Whether a write may be one that drops the cache.
+    pub const fn minds_write(access: ConfigAccess) -> bool {
+        matches!(access.dword(), FIRST_BEHIND_HEADER..FIRST_EXTENDED)
+    }
+
     /// The value of an access, if every byte of it is a known constant.
     pub fn serve(&self, access: ConfigAccess) -> Option<u32> {
         let line = self.line(access.dword())?;
@@ -198,23 +217,28 @@ impl ConstantCache {
 
     /// Notes a write that was sent to the backend.
     pub fn wrote(&mut self, access: ConfigAccess, value: u32) {
-        let offset = u32::from(access.offset());
-        if !(0x40..u32::from(EXTENDED)).contains(&offset) || self.used == 0 {
+        if !Self::minds_write(access) || self.used == 0 {
             return;
         }
         let bits = (value << access.shift()) & access.lanes();
         let covers = |dword: u32| u32::from(access.dword()) == dword;
+        let (mut reset, mut harmless) = (false, false);
         let walk = self.walk(|dword, header| {
             let dword = u32::from(dword);
+            harmless |= covers(dword);
             match header & 0xff {
-                POWER_MANAGEMENT | ADVANCED_FEATURES => covers(dword + 1),
-                PCI_EXPRESS => covers(dword + 2) && bits & FLR != 0,
-                _ => false,
+                POWER_MANAGEMENT | ADVANCED_FEATURES => reset |= covers(dword + 1),
+                PCI_EXPRESS if covers(dword + 2) => {
+                    reset |= bits & FLR != 0;
+                    harmless = true;
+                }
+                _ => {}
             }
+            false
         });
-        match walk {
-            Walk::End => {}
-            Walk::Unknown | Walk::Found => self.invalidate(),
+        let is_known = harmless || matches!(walk, Walk::End);
+        if reset || !is_known {
+            self.invalidate();
         }
     }
 
@@ -242,8 +266,8 @@ impl ConstantCache {
             HEADER => HEADER_TYPE,
             SUBSYSTEM if self.header_type() == Some(0) => u32::MAX,
             FIRST_CAPABILITY if matches!(self.header_type(), Some(0 | 1)) => FIRST_CAPABILITY_BITS,
-            0x10..=0x3f if self.is_capability(dword) => CAPABILITY_HEADER,
-            0x40.. if self.is_extended_capability(dword) => u32::MAX,
+            FIRST_BEHIND_HEADER..FIRST_EXTENDED if self.is_capability(dword) => CAPABILITY_HEADER,
+            FIRST_EXTENDED.. if self.is_extended_capability(dword) => u32::MAX,
             _ => 0,
         }
     }
@@ -387,6 +411,43 @@ mod tests {
                     .then(|| value(&space, at));
                 assert_eq!(cache.serve(at), expected, "{offset:#x} size {size}");
             }
+        }
+    }
+
+    #[test]
+    fn accesses_that_are_not_minded_change_nothing() {
+        let space = function();
+        let mut cache = ConstantCache::new();
+        probe(&mut cache, &space);
+        for offset in (0..4096).step_by(4) {
+            let at = access(offset, 4);
+            if !ConstantCache::minds_read(at) {
+                assert_eq!(cache.constant(at.dword()), 0, "{offset:#x}");
+                cache.learn(0, at, !value(&space, at));
+                cache.failed(at);
+            }
+            if !ConstantCache::minds_write(at) {
+                cache.wrote(at, u32::MAX);
+            }
+        }
+        assert_eq!(cache.generation(), 0);
+        for (offset, minded) in [
+            (0, true),
+            (4, false),
+            (0x10, false),
+            (0x34, true),
+            (0x40, true),
+        ] {
+            assert_eq!(ConstantCache::minds_read(access(offset, 1)), minded);
+        }
+        for (offset, minded) in [
+            (4, false),
+            (0x3c, false),
+            (0x40, true),
+            (0xfc, true),
+            (0x100, false),
+        ] {
+            assert_eq!(ConstantCache::minds_write(access(offset, 1)), minded);
         }
     }
 
@@ -537,6 +598,39 @@ mod tests {
     }
 
     #[test]
+    fn write_that_the_known_part_of_the_list_explains_keeps_it() {
+        let mut space = function();
+        // One more capability behind PCI Express, which is not read.
+        space[0x61] = 0x90;
+        let kept = |offset, size, value| {
+            let mut cache = ConstantCache::new();
+            probe(&mut cache, &space);
+            cache.wrote(access(offset, size), value);
+            cache.serve(access(0x40, 2)).is_some()
+        };
+        assert!(kept(0x68, 2, 0x2810), "device control");
+        assert!(kept(0x52, 2, 1), "MSI control");
+        assert!(!kept(0x68, 2, 0xa810), "FLR");
+        assert!(!kept(0x44, 2, 0), "power state");
+        for offset in [0x48, 0x54, 0x6c, 0x90, 0x94] {
+            assert!(!kept(offset, 2, 0), "{offset:#x}");
+        }
+    }
+
+    #[test]
+    fn reset_is_one_wherever_the_list_names_it() {
+        // PM's control is also the next one's header: which of the two it is does not matter.
+        let mut space = function();
+        space[0x41] = 0x44;
+        space[0x44..0x48].copy_from_slice(&[0x05, 0x50, 0, 0]);
+        let mut cache = ConstantCache::new();
+        probe(&mut cache, &space);
+        read(&mut cache, &space, 0x44, 2);
+        cache.wrote(access(0x46, 2), 1);
+        assert_eq!(cache.serve(access(8, 4)), None);
+    }
+
+    #[test]
     fn subsystem_and_first_capability_depend_on_the_header_type() {
         for (kind, subsystem, first) in [(0x80, true, true), (1, false, true), (2, false, false)] {
             let mut space = function();
@@ -565,7 +659,7 @@ mod tests {
         assert_eq!(cache.serve(access(0x70, 2)), None);
         assert_eq!(cache.serve(access(0x200, 4)), None);
         // No end, so no list: a write may do anything.
-        cache.wrote(access(0x52, 2), 0);
+        cache.wrote(access(0x90, 2), 0);
         assert_eq!(cache.serve(access(8, 4)), None);
     }
 
