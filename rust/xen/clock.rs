@@ -39,19 +39,19 @@ impl PollClock {
         self.offset.store(i64::MIN, Ordering::Relaxed);
     }
 
-    /// Blocks this vCPU until `irq`'s port is pending, for at most `max_wait` ns; may return early.
+    /// Blocks this vCPU until `irq`'s port is pending, for at most `max_wait` ns from `now`, which is what
+    /// [`now`] said just before; may return early.
     ///
     /// Atomic; call with interrupts off, or the thread could move to another vCPU between the two
     /// clock readings.
-    pub fn poll(&self, irq: Irq, max_wait: u32) {
+    pub fn poll(&self, irq: Irq, now: i64, max_wait: u32) {
         let offset = self.offset.load(Ordering::Relaxed);
         let deadline = if offset == i64::MIN {
             // A moment that is past (0 would mean "for ever"): returns at once, through a state
             // change that tells the time.
             1
         } else {
-            now()
-                .saturating_add(offset)
+            now.saturating_add(offset)
                 .saturating_add(i64::from(max_wait))
         };
         // CAST: the deadline is positive: Xen's time counts up from its boot.

@@ -326,9 +326,11 @@ impl Link {
         irq.clear_pending();
         page.set_flag(wire::FLAG_PCIF_ACTIVE);
         irq.notify();
-        let start = clock::now();
-        let answered = self.wait(irq, start, patience);
-        let note = turn.finish(answered, clock::now().saturating_sub(start));
+        let (answered, waited) = match self.wait(irq, patience) {
+            Ok(()) => (true, 0),
+            Err(waited) => (false, waited),
+        };
+        let note = turn.finish(answered, waited);
         if !answered {
             self.losses.fetch_add(1, Ordering::Relaxed);
         }
@@ -352,36 +354,46 @@ impl Link {
         Ok(answer)
     }
 
-    /// Waits until the backend has cleared the flag. Interrupts are off.
-    fn wait(&self, irq: Irq, start: i64, patience: i64) -> bool {
+    /// Waits until the backend has cleared the flag; gives up after `patience` ns, and says then how long
+    /// that was. Interrupts are off.
+    fn wait(&self, irq: Irq, patience: i64) -> Result<(), i64> {
         let page = self.page.page();
+        let start = clock::now();
+        let mut now = start;
         loop {
             // Before the flag: see the head of the file.
             let held = self.held.load(Ordering::Acquire);
             if !page.flag(wire::FLAG_PCIF_ACTIVE) {
-                return true;
+                return Ok(());
             }
-            let before = clock::now();
-            let left = patience.saturating_sub(before.saturating_sub(start));
-            if left <= 0 || self.gone.load(Ordering::Relaxed) {
-                return false;
+            let waited = now.saturating_sub(start);
+            if waited >= patience || self.gone.load(Ordering::Relaxed) {
+                return Err(waited);
             }
             let longest = if held { SLICE } else { SHORT };
+            let left = patience.saturating_sub(waited);
             let slice = u32::try_from(left).unwrap_or(u32::MAX).min(longest);
-            self.clock.poll(irq, slice);
+            self.clock.poll(irq, now, slice);
             // The event of the answer before, if it came late, must not end the next poll too.
             irq.clear_pending();
-            if page.flag(wire::FLAG_PCIF_ACTIVE) {
-                self.clock.learn();
-            } else {
-                // A wait that ended by its deadline ends at it; one that took much longer tells of a vCPU
-                // that was not scheduled.
-                let late = clock::now().saturating_sub(before) - i64::from(SLICE);
-                if (0..i64::from(SLICE / 8)).contains(&late) {
-                    // Said because it would cost a second each time.
-                    kernel::pr_warn_once!("an answer came without its event\n");
-                }
+            let answered = !page.flag(wire::FLAG_PCIF_ACTIVE);
+            if answered && !held {
+                return Ok(());
             }
+            let before = now;
+            now = clock::now();
+            if !answered {
+                self.clock.learn();
+                continue;
+            }
+            // A wait that ended by its deadline ends at it; one that took much longer tells of a vCPU
+            // that was not scheduled.
+            let late = now.saturating_sub(before) - i64::from(SLICE);
+            if (0..i64::from(SLICE / 8)).contains(&late) {
+                // Said because it would cost a second each time.
+                kernel::pr_warn_once!("an answer came without its event\n");
+            }
+            return Ok(());
         }
     }
 }

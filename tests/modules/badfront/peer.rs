@@ -205,7 +205,7 @@ impl Peer {
                 return false;
             }
             let _turn = self.turn.lock();
-            self.clock.poll(irq, SLICE);
+            self.clock.poll(irq, clock::now(), SLICE);
             irq.clear_pending();
             if link.page().flag(wire::FLAG_PCIF_ACTIVE) {
                 self.clock.learn();
