@@ -46,22 +46,11 @@ impl Irq {
         unsafe { sys::notify_remote_via_irq(self.as_int()) }
     }
 
-    /// Keeps events of this channel away from all vCPUs. Atomic.
-    pub fn mask(self) {
-        // SAFETY: a bound interrupt; does not wait for a running handler.
-        unsafe { bindings::disable_irq_nosync(self.0) }
-    }
-
-    /// As [`Self::mask`], and waits for a running handler. Sleeps; not from the handler.
+    /// Keeps events of this channel away from all vCPUs for good, and waits for a running handler. Sleeps;
+    /// not from the handler.
     pub fn mask_and_wait(self) {
         // SAFETY: a bound interrupt.
         unsafe { bindings::disable_irq(self.0) }
-    }
-
-    /// Ends [`Self::mask`]; a pending event is then delivered. Atomic.
-    pub fn unmask(self) {
-        // SAFETY: a bound interrupt, masked before.
-        unsafe { bindings::enable_irq(self.0) }
     }
 
     /// Forgets that an event is pending. Atomic.

@@ -148,12 +148,6 @@ impl Device {
         unsafe { ((*self.0).subsystem_vendor, (*self.0).subsystem_device) }
     }
 
-    /// The class code, 24 bits. Atomic.
-    pub fn class(&self) -> u32 {
-        // SAFETY: alive; a constant field.
-        unsafe { (*self.0).class }
-    }
-
     /// Header type without the multi-function bit. Atomic.
     pub fn header_type(&self) -> u8 {
         // SAFETY: alive; a constant field.

@@ -166,7 +166,7 @@ impl Peer {
         let page = GrantedPage::new(&self.dev)?;
         let handler = Arc::new(Silence, GFP_KERNEL)?;
         let channel = EventChannel::allocate(&self.dev, c"badfront", handler)?;
-        channel.irq().mask();
+        channel.irq().mask_and_wait();
         let link = Arc::new(Link { channel, page }, GFP_KERNEL)?;
         let before = self.link.lock().replace(link.clone());
         drop(before);
