@@ -12,7 +12,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -358,12 +358,13 @@ impl Machine {
                 .write_all(request.to_line().as_bytes())
                 .context("QEMU is gone")?;
             let again = Instant::now() + Duration::from_secs(5);
-            while let Ok(answer) = self
-                .answers
-                .recv_timeout(again.saturating_duration_since(Instant::now()))
-            {
-                if answer.id == id {
-                    return Ok(answer);
+            loop {
+                let left = again.saturating_duration_since(Instant::now());
+                match self.answers.recv_timeout(left) {
+                    Ok(answer) if answer.id == id => return Ok(answer),
+                    Ok(_) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => bail!("QEMU is gone"),
                 }
             }
         }

@@ -143,9 +143,9 @@ fn connects(lab: &Lab<'_>, back: &str) -> Result<()> {
         }
         for name in &names {
             let guest = lab.machine.attach(name)?;
-            let found = guest.sh("i=0; until [ -e /sys/bus/pci/devices/0000:00:00.0 ]; do
-                   i=$((i + 1)); [ $i = 600 ] && { dmesg | tail -n 5; exit 1; }; sleep 0.1; done
-                 lspci -n");
+            let found = guest
+                .until("[ -e /sys/bus/pci/devices/0000:00:00.0 ]", 60)
+                .and_then(|()| guest.sh("lspci -n"));
             match found {
                 Ok(list) if list.lines().count() == 1 && !list.contains("ffff:ffff") => {
                     present += 1;
@@ -155,14 +155,15 @@ fn connects(lab: &Lab<'_>, back: &str) -> Result<()> {
                         &format!("d=$(xl domid {name}); xenstore-ls /local/domain/$d/device/pci; xenstore-ls /local/domain/0/backend/pci/$d"),
                         20,
                     );
-                    println!("    {name} with back={back}: {other:?} {states:?}");
+                    let log = guest.ask("dmesg | tail -n 5", 20);
+                    println!("    {name} with back={back}: {other:?} {states:?} {log:?}");
                 }
             }
             guest.destroy()?;
         }
         started += batch;
+        println!("    back={back} front=rust: {started} guests, {present} connected");
     }
-    println!("    back={back} front=rust: {started} guests, {present} connected");
     ensure!(present == started, "not every guest saw its device");
     Ok(())
 }
