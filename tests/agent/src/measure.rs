@@ -4,10 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{read_dir, write, OpenOptions},
+    fs::{read_dir, read_to_string, write, OpenOptions},
     io::{Error, ErrorKind, Read, Result, Write},
     os::unix::{fs::FileExt, net::UnixStream},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -53,26 +53,43 @@ pub fn command(count: usize, command: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs a shell command and waits until there are `count` PCI devices.
+/// Runs a shell command that loads the frontend, and waits until it is connected and there are `count` PCI
+/// devices. The end of the command is not waited for: the kernel's bus code looks only ten times a second
+/// whether a new driver's devices are connected, and holds up `insmod` until then.
 pub fn devices(count: usize, command: &str) -> Result<()> {
+    const CONNECTED: &str = "/sys/bus/xen/devices/pci-0/state";
     let begin = Instant::now();
-    run(command)?;
-    while read_dir("/sys/bus/pci/devices")?.count() != count {
+    let mut child = shell(command).spawn()?;
+    let usable = loop {
+        let connected = read_to_string(CONNECTED).is_ok_and(|state| state.trim() == "Connected");
+        if connected && read_dir("/sys/bus/pci/devices")?.count() == count {
+            break begin.elapsed();
+        }
         if begin.elapsed() > PATIENCE {
+            let _ = child.kill();
             return Err(ErrorKind::TimedOut.into());
         }
         sleep(Duration::from_millis(1));
-    }
-    print(vec![begin.elapsed()]);
+    };
+    ended_well(command, child.wait()?)?;
+    print(vec![usable]);
     Ok(())
 }
 
 fn run(command: &str) -> Result<()> {
-    let status = Command::new("sh")
+    ended_well(command, shell(command).status()?)
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell
         .args(["-c", command])
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?;
+        .stderr(Stdio::null());
+    shell
+}
+
+fn ended_well(command: &str, status: ExitStatus) -> Result<()> {
     if !status.success() {
         return Err(Error::other(format!("{command}: {status}")));
     }

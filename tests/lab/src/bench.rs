@@ -571,10 +571,17 @@ impl<'a> Bench<'a> {
             "constant-events",
             Sample::number(used[2] / f64::from(reads + 1)),
         );
-        let kernel = self.guest.sh(&format!(
-            "cd /sys/module/floor/parameters && echo 0000:00:00.0 >device && echo {reads} >reads && cat result"
-        ))?;
-        add("read-kernel", Sample::from_words(&kernel)?);
+        for (figure, offset, kind) in [
+            ("read-kernel", 0, "reads"),
+            ("read-status-kernel", 4, "reads"),
+            ("write-kernel", 12, "writes"),
+        ] {
+            let figures = self.guest.sh(&format!(
+                "cd /sys/module/floor/parameters && echo 0000:00:00.0 >device && echo {offset} >offset &&
+                 echo {reads} >{kind} && cat result"
+            ))?;
+            add(figure, Sample::from_words(&figures)?);
+        }
         self.hypercalls(add)
     }
 

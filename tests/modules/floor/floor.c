@@ -7,7 +7,8 @@
  *	guest	port	the event channel that waits for dom0
  *		rounds	write N: N events to dom0, each waited for
  *	dom0	insmod with domid= and port= of the guest: answers each event from the interrupt
- *	both	device, reads	write a BDF, then N: N dword reads of its ids by this kernel
+ *	both	device, reads	write a BDF, then N: N dword reads at offset (0: its ids) by this kernel
+ *		writes	the same with N writes of the byte that is there
  *		result	the last figures: median, 99th of 100, mean and least in ns
  *		running	ns for which this domain's one vCPU has run
  */
@@ -36,6 +37,9 @@ MODULE_PARM_DESC(port, "dom0: its event channel; guest: the channel to give to d
 static char device[16];
 module_param_string(device, device, sizeof(device), 0644);
 MODULE_PARM_DESC(device, "Function to read, as 0000:00:05.0");
+static uint offset;
+module_param(offset, uint, 0644);
+MODULE_PARM_DESC(offset, "Where to read and write");
 static char result[96];
 module_param_string(result, result, sizeof(result), 0444);
 MODULE_PARM_DESC(result, "median p99 mean min in ns");
@@ -114,13 +118,14 @@ static const struct kernel_param_ops rounds_ops = { .set = set_rounds };
 module_param_cb(rounds, &rounds_ops, NULL, 0200);
 MODULE_PARM_DESC(rounds, "guest: make so many rounds");
 
-static int set_reads(const char *text, const struct kernel_param *param)
+static int access(const char *text, bool write)
 {
 	unsigned int domain, bus, slot, function;
 	struct pci_dev *dev;
 	uint i, count;
 	u64 *samples;
 	u32 value;
+	u8 byte;
 
 	if (sscanf(device, "%x:%x:%x.%x", &domain, &bus, &slot, &function) != 4)
 		return -EINVAL;
@@ -132,10 +137,14 @@ static int set_reads(const char *text, const struct kernel_param *param)
 		pci_dev_put(dev);
 		return PTR_ERR(samples);
 	}
+	pci_read_config_byte(dev, offset, &byte);
 	for (i = 0; i < count; i++) {
 		u64 start = sched_clock();
 
-		pci_read_config_dword(dev, PCI_VENDOR_ID, &value);
+		if (write)
+			pci_write_config_byte(dev, offset, byte);
+		else
+			pci_read_config_dword(dev, offset, &value);
 		samples[i] = sched_clock() - start;
 		cond_resched();
 	}
@@ -145,9 +154,23 @@ static int set_reads(const char *text, const struct kernel_param *param)
 	return 0;
 }
 
+static int set_reads(const char *text, const struct kernel_param *param)
+{
+	return access(text, false);
+}
+
 static const struct kernel_param_ops reads_ops = { .set = set_reads };
 module_param_cb(reads, &reads_ops, NULL, 0200);
-MODULE_PARM_DESC(reads, "read the ids of the device so often");
+MODULE_PARM_DESC(reads, "read so often");
+
+static int set_writes(const char *text, const struct kernel_param *param)
+{
+	return access(text, true);
+}
+
+static const struct kernel_param_ops writes_ops = { .set = set_writes };
+module_param_cb(writes, &writes_ops, NULL, 0200);
+MODULE_PARM_DESC(writes, "write so often");
 
 static int get_running(char *buffer, const struct kernel_param *param)
 {

@@ -132,7 +132,7 @@ const LINES: &[Line] = &[
     timed("read", "uncached read of the ids", ACCESS, true),
     timed(
         "read-kernel",
-        "the same, asked by the guest's kernel",
+        "the ids, read by the guest's kernel",
         ACCESS,
         true,
     ),
@@ -142,7 +142,14 @@ const LINES: &[Line] = &[
         ACCESS,
         true,
     ),
+    timed(
+        "read-status-kernel",
+        "command and status, read by the guest's kernel",
+        ACCESS,
+        true,
+    ),
     timed("write", "write", ACCESS, true),
+    timed("write-kernel", "write by the guest's kernel", ACCESS, true),
     timed("constant", "read of a constant, not the first", NONE, false),
     counted("constant-events", "events for each of these", NONE),
     counted("read-events", "events for each uncached read", NONE),
