@@ -447,7 +447,7 @@ impl Machine {
             name: name.to_owned(),
             tty: self.sh(&tty)?.trim().into(),
         };
-        let end = Instant::now() + Duration::from_secs(150 * self.patience);
+        let end = Instant::now() + Duration::from_secs(300 * self.patience);
         loop {
             match guest.ask("true", 5) {
                 Ok(answer) if answer.status == 0 => return Ok(guest),
