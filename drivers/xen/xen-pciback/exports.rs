@@ -91,14 +91,12 @@ impl Exports {
             let room = {
                 let mut table = self.table.lock();
                 let assigned = table.assign(host, is_vf, is_bridge, function.clone(), wanted);
-                match (assigned, table.room()) {
-                    (Err(TopologyError::NoRoom), room) if room < Topology::<Places>::CAPACITY => {
-                        room
-                    }
+                match (assigned, table.larger()) {
+                    (Err(TopologyError::NoRoom), Some(room)) => room,
                     _ => return assigned,
                 }
             };
-            let more = Places::from_elem(None, 2 * room, GFP_KERNEL);
+            let more = Places::from_elem(None, room, GFP_KERNEL);
             let more = more.map_err(|_| TopologyError::NoRoom)?;
             // What is left is dropped after the lock.
             let _left = self.table.lock().grow(more);

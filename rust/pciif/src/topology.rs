@@ -123,6 +123,12 @@ impl<H, P: DerefMut<Target = [Place<H>]>> Topology<P> {
         self.entries.len().min(Self::CAPACITY)
     }
 
+    /// How many places to [`grow`](Self::grow) to when there is no room; `None` when there can be no more.
+    pub fn larger(&self) -> Option<usize> {
+        let room = self.room();
+        (room < Self::CAPACITY).then_some(Self::CAPACITY.min(2 * room.max(1)))
+    }
+
     /// Moves into other places, which have to be empty, if those are more. Gives those that are not
     /// needed any more.
     pub fn grow(&mut self, mut places: P) -> P {
@@ -388,7 +394,7 @@ mod tests {
             let first = add(&mut table, host(0, 0, 0));
             let second = add(&mut table, host(1, 0, 0));
             assert_eq!(table.grow(std::vec![None; 2]).len(), 2);
-            assert_eq!(table.room(), 2);
+            assert_eq!((table.room(), table.larger()), (2, Some(4)));
             assert_eq!(table.grow(std::vec![None; 4]).len(), 2);
             assert_eq!(table.room(), 4);
             let third = add(&mut table, host(2, 0, 0));
@@ -405,7 +411,9 @@ mod tests {
     #[test]
     fn no_more_functions_than_a_bus_holds() {
         let mut table = empty(Mode::Passthrough, 300);
-        assert_eq!(table.room(), Table::CAPACITY);
+        assert_eq!((table.room(), table.larger()), (Table::CAPACITY, None));
+        assert_eq!(empty(Mode::Vpci, 0).larger(), Some(2));
+        assert_eq!(empty(Mode::Vpci, 200).larger(), Some(Table::CAPACITY));
         for raw in 0..=u8::MAX {
             let devfn = Devfn::from_raw(raw);
             add(&mut table, host(1, devfn.dev(), devfn.func()));

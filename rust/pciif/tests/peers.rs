@@ -215,9 +215,9 @@ proptest! {
                 Change::Assign { host, is_vf, wanted } => {
                     let alone = is_vf && host.devfn.func() == 0;
                     let mut assigned = table.assign(host, is_vf, false, host, wanted);
-                    let more = ROOM.min(2 * table.room());
-                    if assigned == Err(TopologyError::NoRoom) && more > table.room() {
-                        table.grow(vec![None; more]);
+                    let more = table.larger().filter(|_| table.room() < ROOM);
+                    if let (Err(TopologyError::NoRoom), Some(more)) = (assigned, more) {
+                        table.grow(vec![None; more.min(ROOM)]);
                         check_table(&table, &there);
                         assigned = table.assign(host, is_vf, false, host, wanted);
                     }
