@@ -60,6 +60,8 @@ struct Inside {
     buses: KVec<RootBus>,
     /// From publication to the end of the connection.
     transport: Option<Arc<Transport>>,
+    /// Where the backend has put the devices of its list.
+    places: Places,
 }
 
 impl xenbus::Driver for Frontend {
@@ -72,6 +74,7 @@ impl xenbus::Driver for Frontend {
                 inside <- new_mutex!(Inside {
                     buses: KVec::new(),
                     transport: None,
+                    places: Places::default(),
                 }),
             }),
             GFP_KERNEL,
@@ -199,7 +202,11 @@ impl Frontend {
     fn scan(&self, dev: &Device) -> Result {
         let backend = dev.peer_directory();
         let mut inside = self.inside.lock();
-        let Inside { buses, transport } = &mut *inside;
+        let Inside {
+            buses,
+            transport,
+            places,
+        } = &mut *inside;
         let transport = transport.as_ref().ok_or(ENODEV)?;
         for root in roots(backend)? {
             if !buses.iter().any(|bus| bus.is(root.segment, root.bus)) {
@@ -208,7 +215,7 @@ impl Frontend {
                 buses.push(bus, GFP_KERNEL)?;
             }
         }
-        let exported = exported(backend);
+        let exported = places.exported(backend);
         if exported.is_err() {
             dev_info!(
                 dev.generic(),
@@ -221,8 +228,8 @@ impl Frontend {
             new += match &exported {
                 Ok(list) => {
                     let here = |address: &&Sbdf| bus_has(address, bus.address(Devfn::from_raw(0)));
-                    let places: KVec<Devfn> = collect(list.iter().filter(here).map(|a| a.devfn))?;
-                    bus.scan(places.into_iter())
+                    let listed: KVec<Devfn> = collect(list.iter().filter(here).map(|a| a.devfn))?;
+                    bus.scan(listed.into_iter())
                 }
                 Err(_) => bus.scan((0..=u8::MAX).map(Devfn::from_raw)),
             };
@@ -238,12 +245,13 @@ impl Frontend {
     /// Removes the functions that the toolstack takes away.
     fn detach_leaving(&self, dev: &Device) {
         let mut inside = self.inside.lock();
-        let Ok(list) = leaving(dev.peer_directory()) else {
+        let Inside { buses, places, .. } = &mut *inside;
+        let Ok(list) = places.leaving(dev.peer_directory()) else {
+            *places = Places::default();
             return;
         };
         for address in list.iter() {
-            for bus in inside
-                .buses
+            for bus in buses
                 .iter_mut()
                 .filter(|bus| bus.is(address.segment, address.bus))
             {
@@ -274,6 +282,7 @@ impl Frontend {
         let mut inside = self.inside.lock();
         let buses = core::mem::replace(&mut inside.buses, KVec::new());
         drop(buses);
+        inside.places = Places::default();
         let transport = inside.transport.take();
         drop(transport);
     }
@@ -335,43 +344,80 @@ fn address(backend: &CStr, number: u32) -> Result<Option<Sbdf>> {
     }
 }
 
-/// Where the exported functions are. Each look into the store is a way to another program and back, so
-/// only what is needed is read, here and in [`leaving`].
+/// Where the guest sees each device of the backend's list, as far as that is known. Each look into the
+/// store is a way to another program and back, so what is known is not read again: a hot-plug would take
+/// longer the more devices there are.
 ///
-/// # Errors
-///
-/// When a number or an address does not parse, or no function has one: another kind of backend.
-fn exported(backend: &CStr) -> Result<KVec<Sbdf>> {
-    let mut all = KVec::new();
-    let count = count(backend)?;
-    for number in 0..count {
-        if let Some(address) = address(backend, number)? {
-            all.push(address, GFP_KERNEL)?;
-        }
-    }
-    if count > 0 && all.is_empty() {
-        return Err(ENOENT);
-    }
-    Ok(all)
-}
+/// An address is kept as long as each change of the list ([`Self::leaving`]) finds its device Initialised,
+/// which only a backend writes: a device that goes or is new has another state, or none, until the backend
+/// has dealt with it, and it does that after the frontend has looked.
+#[derive(Default)]
+struct Places(KVec<Option<Sbdf>>);
 
-/// Where the functions are that the toolstack takes away.
-///
-/// # Errors
-///
-/// As [`exported`].
-fn leaving(backend: &CStr) -> Result<KVec<Sbdf>> {
-    let mut all = KVec::new();
-    for number in 0..count(backend)? {
-        let state = store::NOW
-            .read(backend, NumberedKey::new("state", number).text())
-            .and_then(|state| state.number())
-            .map_or(State::Unknown, xenbus::state);
-        if state == State::Closing {
-            if let Some(address) = address(backend, number)? {
-                all.push(address, GFP_KERNEL)?;
+impl Places {
+    fn known(&self, number: u32) -> Option<Sbdf> {
+        self.0.get(number as usize).copied().flatten()
+    }
+
+    fn set(&mut self, number: u32, address: Option<Sbdf>) -> Result {
+        let number = number as usize;
+        if address.is_some() && self.0.len() <= number {
+            self.0.resize(number + 1, None, GFP_KERNEL)?;
+        }
+        if let Some(place) = self.0.get_mut(number) {
+            *place = address;
+        }
+        Ok(())
+    }
+
+    /// Where the exported functions are.
+    ///
+    /// # Errors
+    ///
+    /// When a number or an address does not parse, or no function has one: another kind of backend.
+    fn exported(&mut self, backend: &CStr) -> Result<KVec<Sbdf>> {
+        let mut all = KVec::new();
+        let count = count(backend)?;
+        for number in 0..count {
+            let place = match self.known(number) {
+                None => address(backend, number)?,
+                known => known,
+            };
+            self.set(number, place)?;
+            if let Some(place) = place {
+                all.push(place, GFP_KERNEL)?;
             }
         }
+        if count > 0 && all.is_empty() {
+            return Err(ENOENT);
+        }
+        Ok(all)
     }
-    Ok(all)
+
+    /// Where the functions are that the toolstack takes away.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::exported`].
+    fn leaving(&mut self, backend: &CStr) -> Result<KVec<Sbdf>> {
+        let mut all = KVec::new();
+        let count = count(backend)?;
+        self.0.truncate(count as usize);
+        for number in 0..count {
+            let state = store::NOW
+                .read(backend, NumberedKey::new("state", number).text())
+                .and_then(|state| state.number())
+                .map_or(State::Unknown, xenbus::state);
+            if state == State::Initialised {
+                continue;
+            }
+            self.set(number, None)?;
+            if state == State::Closing {
+                if let Some(address) = address(backend, number)? {
+                    all.push(address, GFP_KERNEL)?;
+                }
+            }
+        }
+        Ok(all)
+    }
 }
