@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
-export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM JOBS
 
 help:
 	@echo 'Xen PCI backend and frontend in Rust, for the stock kernel of Debian. Run as root:'
@@ -34,6 +34,7 @@ help:
 	@echo '  KREL=RELEASE      install, uninstall: another kernel than the running one'
 	@echo '  DESTDIR=DIR       install, uninstall: below another root'
 	@echo '  BACK=c FRONT=c    lab: the stock driver at that end (default: rust)'
+	@echo '  JOBS=N            lab: machines at once (default: one for each CPU, four at most)'
 	@echo '  ARGS=...          demo, lab, shell: arguments for the runner, such as names of cases'
 
 setup:

@@ -321,7 +321,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// An event there and back, and one real read.
+    /// An event there and back with its hypercalls, and one real read; and what a write takes.
     fn floor(&self, figures: &mut Figures, extent: Extent) -> Result<()> {
         let floor = "cd /sys/module/floor/parameters";
         let rounds = extent.reads;
@@ -331,7 +331,16 @@ impl<'a> Bench<'a> {
         let read = self
             .machine
             .sh(&format!("{floor} && echo {rounds} >reads && cat result"))?;
+        let write = self.machine.sh(&format!(
+            "{floor} && echo 12 >offset && echo {rounds} >writes && cat result && echo 0 >offset"
+        ))?;
         let (pong, read) = (Sample::from_words(&pong)?, Sample::from_words(&read)?);
+        let write = Sample::from_words(&write)?;
+        let rounds = |count| format!("echo {count} >/sys/module/floor/parameters/rounds");
+        let (waits, others) = self.hypercalls_of(rounds)?;
+        figures.add(self.mode.name, "floor-waits", "floor", waits);
+        figures.add(self.mode.name, "floor-hypercalls", "floor", others);
+        figures.add(self.mode.name, "floor-write", "floor", write);
         figures.add(self.mode.name, "floor-events", "floor", pong);
         figures.add(self.mode.name, "floor-read", "floor", read);
         figures.add(self.mode.name, "floor", "floor", pong.plus(read));
@@ -585,19 +594,28 @@ impl<'a> Bench<'a> {
         self.hypercalls(add)
     }
 
-    /// Hypercalls of guest and dom0 together for each read: those that wait, and all others.
+    /// Hypercalls of guest and dom0 together for each read.
     fn hypercalls(&self, add: &mut impl FnMut(&str, Sample)) -> Result<()> {
+        let read = |count| format!("agent measure read {FILE} 0 4 {count}");
+        let (waits, others) = self.hypercalls_of(read)?;
+        add("hypercalls-wait", waits);
+        add("hypercalls-other", others);
+        Ok(())
+    }
+
+    /// The same for each round of what a command of the guest does so often: those that wait, and all
+    /// others.
+    fn hypercalls_of(&self, command: impl Fn(u32) -> String) -> Result<(Sample, Sample)> {
         // What `sched_op` is to Xen.
         const SCHED_OP: &str = "29";
         // Of page tables and memory: those of the programs that begin and end meanwhile.
         const MEMORY: [&str; 4] = ["1", "12", "14", "26"];
-        const READS: u32 = 300;
+        const ROUNDS: u32 = 300;
         let trace = |count: u32| -> Result<(f64, f64)> {
-            let read = format!("agent measure read {FILE} 0 4 {count}");
             let text = self.machine.sh(&format!(
                 "xentrace -D -S 1024 -e 0x00201000 /tmp/trace >/dev/null 2>&1 & sleep 0.3
                  {} >/dev/null; kill -INT $!; wait $!; agent measure hypercalls /tmp/trace",
-                self.guest.command(&read, 60)
+                self.guest.command(&command(count), 60)
             ))?;
             let calls: BTreeMap<String, BTreeMap<String, f64>> = serde_json::from_str(&text)?;
             let calls = calls.values().flatten();
@@ -607,11 +625,9 @@ impl<'a> Bench<'a> {
                 |of: Vec<(&String, &f64)>| of.into_iter().map(|(_, count)| count).sum::<f64>();
             Ok((sum(waits), sum(others)))
         };
-        let (base, used) = (trace(1)?, trace(1 + READS)?);
-        let each = |more: f64| Sample::number(more / f64::from(READS));
-        add("hypercalls-wait", each(used.0 - base.0));
-        add("hypercalls-other", each(used.1 - base.1));
-        Ok(())
+        let (base, used) = (trace(1)?, trace(1 + ROUNDS)?);
+        let each = |more: f64| Sample::number(more / f64::from(ROUNDS));
+        Ok((each(used.0 - base.0), each(used.1 - base.1)))
     }
 }
 
@@ -762,7 +778,8 @@ fn memory(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
 }
 
 /// What a guest's end costs the thread that serves the xenbus of all, when the guest's four functions are
-/// reset slowly; and when that thread comes to another guest's device.
+/// reset slowly, and how much of that are round trips to the store; and when that thread comes to another
+/// guest's device.
 fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     let options = Options {
         counted: Some(MODES[0].machine),
@@ -779,6 +796,13 @@ fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     )?;
     let bench = Bench::of(&machine, guest, SLOW.map(str::to_owned).to_vec())?;
     let other = "0000:00:06.0";
+    // Each request to the store comes through this function.
+    machine.sh(
+        "insmod /modules/test/floor.ko && mount -t tracefs none /sys/kernel/tracing && cd /sys/kernel/tracing &&
+         echo xs_talkv >set_ftrace_filter && pidof xenwatch >set_ftrace_pid && echo function >current_tracer",
+    )?;
+    let trip = machine.sh("cd /sys/module/floor/parameters && echo 1000 >looks && cat result")?;
+    let trip: f64 = trip.trim().parse()?;
     for _ in 0..3 {
         for (pairing, back, front) in [PAIRINGS[0], PAIRINGS[2]] {
             bench.load_with(back, &[&SLOW[..], &[other]].concat())?;
@@ -793,16 +817,17 @@ fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
                 &format!(
                     "used() {{ cut -d' ' -f1 /proc/$(pidof xenwatch)/schedstat; }}
                      now() {{ awk '{{ print int($1 * 1000) }}' /proc/uptime; }}
-                     sleep 1; before=$(used); begin=$(now)
+                     trips() {{ grep -c xs_talkv /sys/kernel/tracing/trace; }}
+                     sleep 1; echo >/sys/kernel/tracing/trace; before=$(used); begin=$(now)
                      xenstore-write {gone}/online 0; xenstore-rm {gone}; xenstore-rm {this}
                      xenstore-write {theirs} '' {second} '' &&
                      xenstore-write {theirs}/backend {second} {theirs}/backend-id 0 {theirs}/state 1 &&
                      xenstore-write {second}/frontend {theirs} {second}/frontend-id {domid} {second}/online 1 \
                        {second}/num_devs 1 {second}/dev-0 {other} {second}/opts-0 msitranslate=0 {second}/state 1
                      i=0; until [ \"$(xenstore-read {second}/state)\" = 3 ]; do i=$((i + 1)); [ $i = 2000 ] && exit 1; sleep 0.01; done
-                     end=$(now); sleep 20; after=$(used)
+                     end=$(now); sleep 20; after=$(used); trips=$(trips)
                      xenstore-rm {second}; xenstore-rm {theirs}; sleep 3
-                     echo $((after - before)) $((end - begin))"
+                     echo $((after - before)) $((end - begin)) $trips"
                 ),
                 200,
             )?;
@@ -810,16 +835,18 @@ fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
                 .split_whitespace()
                 .map(str::parse)
                 .collect::<Result<_, _>>()?;
-            let [used, answered] = numbers[..] else {
+            let [used, answered, trips] = numbers[..] else {
                 bail!("no figures: {text}");
             };
-            figures.add(OTHERS, "xenbus-cpu", pairing, Sample::number(used));
-            figures.add(
-                OTHERS,
-                "xenbus-answer",
-                pairing,
-                Sample::number(answered * 1e6),
-            );
+            ensure!(trips > 0.0, "no request to the store was seen");
+            let mut add = |figure: &str, value| {
+                figures.add(OTHERS, figure, pairing, Sample::number(value));
+            };
+            add("xenbus-cpu", used);
+            add("xenbus-trips", trips);
+            add("xenbus-trip", trip);
+            add("xenbus-own", used - trips * trip);
+            add("xenbus-answer", answered * 1e6);
             bench.unload_frontend()?;
             bench.unload()?;
         }

@@ -394,7 +394,7 @@ impl Machine {
         let answer = self.ask(&command, 180)?;
         if answer.status >= 128 || answer.output.contains("Segmentation fault") {
             self.xl_repeated.set(self.xl_repeated.get() + 1);
-            println!(
+            say!(
                 "    xl {arguments} died ({}), repeated once",
                 answer.output.trim()
             );

@@ -2,19 +2,28 @@
 
 //! The lab: Xen in QEMU, dom0 and guests in it, and the cases that need them.
 
+#[macro_use]
+mod say;
+
 mod bench;
 mod cases;
 mod config;
 mod files;
 mod image;
+mod lanes;
 mod machine;
 
 use anyhow::{Context, Result};
-use cases::{Case, Ends, Lab};
+use cases::{Case, Counts, Ends, Lab};
 use clap::{Parser, Subcommand};
 use image::{Images, Kernel, Paths};
+use lanes::Plan;
 use machine::{GuestOptions, Machine, Options, Profile, STANDARD};
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 #[derive(Parser)]
 #[command(about = "Runs the cases that need Xen, dom0 and guests")]
@@ -75,6 +84,9 @@ enum Do {
         /// Length in ms of each flood and storm of a hostile frontend.
         #[arg(long, env = "STORM")]
         storm: Option<u32>,
+        /// Machines at once; by default one for each CPU of the host, four at most.
+        #[arg(long, env = "JOBS")]
+        jobs: Option<usize>,
     },
     /// Shows a NIC in a guest.
     Demo,
@@ -139,13 +151,15 @@ fn run(arguments: &Arguments) -> Result<bool> {
             cycles,
             reads,
             storm,
+            jobs,
         } => {
-            let cycles = cycles.unwrap_or(if *full { 10_000 } else { 100 });
-            let connects = connects.unwrap_or(if *full { 100 } else { 10 });
-            let reads = reads.unwrap_or(if *full { 100_000 } else { 8_000 });
-            let storm = storm.unwrap_or(if *full { 60_000 } else { 3_000 });
-            let counts = (connects, cycles, reads, storm);
-            run_cases(arguments, &paths, words, *full, counts)
+            let counts = Counts {
+                connects: connects.unwrap_or(if *full { 100 } else { 10 }),
+                cycles: cycles.unwrap_or(if *full { 10_000 } else { 100 }),
+                reads: reads.unwrap_or(if *full { 100_000 } else { 8_000 }),
+                storm: storm.unwrap_or(if *full { 60_000 } else { 3_000 }),
+            };
+            run_cases(arguments, &paths, (words, *full), counts, *jobs)
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
@@ -160,7 +174,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
     let start = Instant::now();
     let images = image::make(paths, kernel).context("making the images")?;
-    println!(
+    say!(
         "images of the {kernel:?} kernel made in {:.1} s",
         start.elapsed().as_secs_f32()
     );
@@ -176,14 +190,14 @@ fn chosen(words: &[String], full: bool) -> impl Iterator<Item = &'static Case> +
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
-fn boot(arguments: &Arguments, images: &Images, profile: &Profile) -> Result<Machine> {
+fn boot(images: &Images, out: &Path, profile: &Profile) -> Result<Machine> {
     let start = Instant::now();
-    let boot = || Machine::boot(images, &arguments.out, profile, Options::default());
+    let boot = || Machine::boot(images, out, profile, Options::default());
     let machine = boot().or_else(|e| {
-        println!("boot failed ({e:#}), tried once more");
+        say!("boot failed ({e:#}), tried once more");
         boot()
     })?;
-    println!(
+    say!(
         "machine \"{}\": Xen and dom0 up in {:.1} s",
         profile.name,
         start.elapsed().as_secs_f32()
@@ -194,9 +208,9 @@ fn boot(arguments: &Arguments, images: &Images, profile: &Profile) -> Result<Mac
 fn run_cases(
     arguments: &Arguments,
     paths: &Paths,
-    words: &[String],
-    full: bool,
-    (connects, cycles, reads, storm): (u32, u32, u32, u32),
+    (words, full): (&[String], bool),
+    counts: Counts,
+    jobs: Option<usize>,
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
@@ -218,112 +232,31 @@ fn run_cases(
         .copied()
         .filter(|c| has_work(c.profile))
         .collect();
-    let port = files::serve()?;
-    let (mut passed, mut failed, mut repeated, mut lost_machines) = (0, 0, 0, 0);
-    // One boot for the cases of one machine, in the order of the first of each.
-    let mut profiles: Vec<&Profile> = Vec::new();
-    for case in &chosen {
-        if !profiles.iter().any(|p| p.name == case.profile.name) {
-            profiles.push(case.profile);
-        }
+    let plan = Plan {
+        paths,
+        back: &arguments.back,
+        front: &arguments.front,
+        counts,
+    };
+    let tally = lanes::run(&plan, chosen, jobs.unwrap_or_else(lanes::most))?;
+    if tally.repeated > 0 {
+        println!("xl had to be repeated {} times", tally.repeated);
     }
-    let mut made: Vec<(Kernel, Images)> = Vec::new();
-    for profile in profiles {
-        let kernel = profile.kernel;
-        if !made.iter().any(|(k, _)| *k == kernel) {
-            made.push((kernel, images(paths, kernel)?));
-        }
-        let of_kernel = made.iter().find(|(k, _)| *k == kernel);
-        let (_, images) = of_kernel.context("made just now")?;
-        let mut machine = boot(arguments, images, profile)?;
-        for case in chosen.iter().filter(|c| c.profile.name == profile.name) {
-            println!("[{}/{}] {}", passed + failed + 1, chosen.len(), case.name);
-            let once = |machine: &Machine| {
-                let start = Instant::now();
-                let result = case.run(&Lab {
-                    machine,
-                    back: &arguments.back,
-                    front: &arguments.front,
-                    port,
-                    connects,
-                    cycles,
-                    reads,
-                    storm,
-                });
-                (result, start.elapsed().as_secs_f32())
-            };
-            let (mut result, mut seconds) = once(&machine);
-            // The one reason to begin a case again: there is no machine any more.
-            let lost = result.is_err().then(|| machine.lost_interrupt()).flatten();
-            if let Some(lost) = lost {
-                println!(
-                    "    the emulator lost an interrupt: {lost}; begun again in a new machine"
-                );
-                lost_machines += 1;
-                repeated += machine.xl_repeated.get();
-                drop(machine);
-                machine = boot(arguments, images, profile)?;
-                (result, seconds) = once(&machine);
-            }
-            match result {
-                Ok(()) => {
-                    passed += 1;
-                    println!("    passed in {seconds:.1} s");
-                }
-                Err(e) => {
-                    failed += 1;
-                    println!("    FAILED in {seconds:.1} s: {e:#}");
-                    report(&machine);
-                }
-            }
-        }
-        repeated += machine.xl_repeated.get();
+    if tally.lost_machines > 0 {
+        println!("{} machines were lost by the emulator", tally.lost_machines);
     }
-    if repeated > 0 {
-        println!("xl had to be repeated {repeated} times");
-    }
-    if lost_machines > 0 {
-        println!("{lost_machines} machines were lost by the emulator");
-    }
-    println!("{passed} passed, {failed} failed");
-    Ok(failed == 0 && passed > 0)
-}
-
-/// What helps to understand a failure.
-fn report(machine: &Machine) {
-    // A host that has crashed answers nothing, but its console says why.
-    let console = std::fs::read(&machine.console).unwrap_or_default();
-    let console = String::from_utf8_lossy(&console);
-    let lines: Vec<_> = console.lines().collect();
-    println!(
-        "    -- end of {}\n{}",
-        machine.console.display(),
-        lines[lines.len().saturating_sub(5)..].join("\n")
-    );
-    for (title, command) in [
-        ("dom0's last messages", "dmesg | tail -n 25"),
-        ("guests", "xl list"),
-        ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
-        ("the last guest", "grep -v ^@@ $(ls -t /var/log/xen/guest-*.log | head -n 1) | tail -n 15 | cut -c1-200"),
-    ] {
-        match machine.ask(command, 30) {
-            Ok(answer) => println!("    -- {title}\n{}", answer.output.trim_end()),
-            Err(e) => println!("    -- {title}: {e:#}"),
-        }
-    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0 && tally.passed > 0)
 }
 
 fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
-    let machine = boot(arguments, images, &STANDARD)?;
+    let machine = boot(images, &arguments.out, &STANDARD)?;
     let lab = Lab {
         machine: &machine,
         back: &arguments.back,
         front: &arguments.front,
         port: 0,
-        connects: 0,
-        cycles: 0,
-        reads: 0,
-        storm: 0,
+        counts: Counts::default(),
     };
     println!("\ndom0: the NIC is hidden by xen-pciback\n");
     lab.load_with_nic()?;
@@ -359,10 +292,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
         back: &arguments.back,
         front: &arguments.front,
         port: 0,
-        connects: 0,
-        cycles: 0,
-        reads: 0,
-        storm: 0,
+        counts: Counts::default(),
     };
     lab.load_with_nic()?;
     lab.nic_guest("guest")?;
@@ -372,7 +302,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
 }
 
 fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
-    let machine = boot(arguments, images, &STANDARD)?;
+    let machine = boot(images, &arguments.out, &STANDARD)?;
     let mut guests = Vec::new();
     let lines = std::io::stdin().lines().map_while(Result::ok);
     let commands: Box<dyn Iterator<Item = String>> = if commands.is_empty() {

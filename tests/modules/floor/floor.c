@@ -10,6 +10,8 @@
  *	both	device, reads	write a BDF, then N: N dword reads at offset (0: its ids) by this kernel
  *		writes	the same with N writes of the byte that is there
  *		result	the last figures: median, 99th of 100, mean and least in ns
+ *		looks	write N: N reads of a key of the store; the result is the CPU time of one,
+ *			in ns, of the task that reads
  *		running	ns for which this domain's one vCPU has run
  */
 #include <linux/interrupt.h>
@@ -21,6 +23,7 @@
 #include <xen/events.h>
 #include <xen/xen.h>
 #include <xen/xen-ops.h>
+#include <xen/xenbus.h>
 #include <xen/interface/event_channel.h>
 #include <xen/interface/vcpu.h>
 #include <asm/xen/hypercall.h>
@@ -171,6 +174,34 @@ static int set_writes(const char *text, const struct kernel_param *param)
 static const struct kernel_param_ops writes_ops = { .set = set_writes };
 module_param_cb(writes, &writes_ops, NULL, 0200);
 MODULE_PARM_DESC(writes, "write so often");
+
+static int set_looks(const char *text, const struct kernel_param *param)
+{
+	uint i, count;
+	int err = kstrtouint(text, 0, &count);
+	u64 start;
+
+	if (err)
+		return err;
+	if (!count || count > MOST)
+		return -EINVAL;
+	/* The scheduler adds up when a task leaves its CPU, and each look waits. */
+	start = current->se.sum_exec_runtime;
+	for (i = 0; i < count; i++) {
+		char *value = xenbus_read(XBT_NIL, "name", "", NULL);
+
+		if (IS_ERR(value))
+			return PTR_ERR(value);
+		kfree(value);
+	}
+	scnprintf(result, sizeof(result), "%llu",
+		  div_u64(current->se.sum_exec_runtime - start, count));
+	return 0;
+}
+
+static const struct kernel_param_ops looks_ops = { .set = set_looks };
+module_param_cb(looks, &looks_ops, NULL, 0200);
+MODULE_PARM_DESC(looks, "read a key of the store so often");
 
 static int get_running(char *buffer, const struct kernel_param *param)
 {

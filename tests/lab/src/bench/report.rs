@@ -276,7 +276,15 @@ const LINES: &[Line] = &[
     ),
     timed(
         "xenbus-cpu",
-        "the xenbus thread's CPU while a guest with 4 functions goes (goal for RR: at most 1 ms)",
+        "the xenbus thread's CPU while a guest with 4 functions goes",
+        NONE,
+        false,
+    ),
+    counted("xenbus-trips", "round trips to the store in it", NONE),
+    timed("xenbus-trip", "CPU of one of them", NONE, false),
+    timed(
+        "xenbus-own",
+        "the thread's CPU without them (goal for RR: at most 1 ms)",
         NONE,
         false,
     ),
@@ -342,12 +350,15 @@ pub fn write(figures: &Figures, out: &Path, title: &str) -> Result<()> {
         let Some(floor) = part("floor") else { continue };
         writeln!(
             table,
-            "\n**{}: {}.** The floor is {}: {} for the two events, {} for the read.\n",
+            "\n**{}: {}.** The floor is {}: {} for the two events, {} for the read. A write by dom0 takes {}. The two events are {} hypercalls that wait and {} others.\n",
             mode.name,
             mode.title,
             Unit::Time.text(floor),
             Unit::Time.text(part("floor-events").unwrap_or_default()),
             Unit::Time.text(part("floor-read").unwrap_or_default()),
+            Unit::Time.text(part("floor-write").unwrap_or_default()),
+            Unit::Count.text(part("floor-waits").unwrap_or_default()),
+            Unit::Count.text(part("floor-hypercalls").unwrap_or_default()),
         )?;
         let floor = mode.has_latencies().then_some(floor);
         rows(

@@ -73,7 +73,7 @@ fn nic(lab: &Lab<'_>) -> Result<()> {
     let seen = config::parse(&guest.sh("lspci -xxxx")?).context("in the guest")?;
     let differences = config::differences(&device, &seen, config::E1000E);
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
-    println!(
+    say!(
         "    {} bytes equal but for:\n{}",
         device.len(),
         config::explain(config::E1000E).trim_end()
@@ -103,7 +103,7 @@ fn nic(lab: &Lab<'_>) -> Result<()> {
         counts.len() == 3 && counts.iter().all(|count| *count > 0),
         "{interrupts}"
     );
-    println!("    8 MiB with the right sum; MSI-X counts {counts:?}");
+    say!("    8 MiB with the right sum; MSI-X counts {counts:?}");
     guest.destroy()
 }
 
@@ -125,8 +125,8 @@ fn connects(lab: &Lab<'_>, back: &str) -> Result<()> {
     let hide = format!("({})", SOAK.join(")("));
     lab.load(back, &format!("hide='{hide}'"))?;
     let (mut started, mut present) = (0, 0);
-    while started < lab.connects {
-        let batch = (lab.connects - started).min(4);
+    while started < lab.counts.connects {
+        let batch = (lab.counts.connects - started).min(4);
         let names: Vec<_> = (1..=batch)
             .map(|number| format!("connect{}", started + number))
             .collect();
@@ -156,13 +156,13 @@ fn connects(lab: &Lab<'_>, back: &str) -> Result<()> {
                         20,
                     );
                     let log = guest.ask("dmesg | tail -n 5", 20);
-                    println!("    {name} with back={back}: {other:?} {states:?} {log:?}");
+                    say!("    {name} with back={back}: {other:?} {states:?} {log:?}");
                 }
             }
             guest.destroy()?;
         }
         started += batch;
-        println!("    back={back} front=rust: {started} guests, {present} connected");
+        say!("    back={back} front=rust: {started} guests, {present} connected");
     }
     ensure!(present == started, "not every guest saw its device");
     Ok(())
@@ -182,10 +182,13 @@ fn four_vcpus(lab: &Lab<'_>) -> Result<()> {
     )?;
     ensure!(guest.sh("nproc")?.trim() == "4", "not four vCPUs");
     let file = "/sys/bus/pci/devices/0000:00:00.0/config";
-    let result = guest.sh_within(&format!("agent read 4 {} {file} 10d38086", lab.reads), 900)?;
-    println!("    {}", result.trim());
+    let result = guest.sh_within(
+        &format!("agent read 4 {} {file} 10d38086", lab.counts.reads),
+        900,
+    )?;
+    say!("    {}", result.trim());
     let counters = lab.sh("cd /sys/bus/xen-backend/devices/pci-*/xenbus && grep . events spurious_events jiffies_eoi_delayed")?;
-    println!("    {}", counters.trim().replace('\n', ", "));
+    say!("    {}", counters.trim().replace('\n', ", "));
     let value = |key: &str| -> Result<u64> {
         let word = result
             .split_whitespace()

@@ -108,12 +108,12 @@ fn save(lab: &Lab<'_>) -> Result<()> {
     let answer = lab
         .machine
         .ask("xl save -c save /tmp/save.image 2>&1; rc=$?; ls -l /tmp/save.image; rm -f /tmp/save.image; exit $rc", 200)?;
-    println!(
+    say!(
         "    xl save -c: status {}: {}",
         answer.status,
         answer.output.trim()
     );
-    println!("    {}", guest.sh("dmesg | tail -n 12")?.trim());
+    say!("    {}", guest.sh("dmesg | tail -n 12")?.trim());
     ensure!(
         guest
             .sh("ping -c 3 -W 10 10.0.2.2")?
@@ -249,14 +249,14 @@ fn unclaimed(lab: &Lab<'_>) -> Result<()> {
         let bad = Bad::start(lab, "unclaimed", 1, &keys)?;
         appears(&bad.guest, FIRST)?;
         let log = bad.guest.sh("dmesg | grep 'cannot be claimed'")?;
-        println!("    {}", log.trim());
+        say!("    {}", log.trim());
         ensure!(log.lines().count() == 1, "not one line: {log}");
         for part in ["0x1000000-0x1000fff", "memory", "e820_host=1"] {
             ensure!(log.contains(part), "{part:?} is not in: {log}");
         }
         // This guest was not started with devices, so it has no address translation for them.
         let log = bad.guest.sh("dmesg | grep 'no swiotlb'")?;
-        println!("    {}", log.trim());
+        say!("    {}", log.trim());
         ensure!(
             log.lines().count() == 1 && log.contains("iommu=soft"),
             "{log}"
@@ -328,7 +328,7 @@ fn rebind(lab: &Lab<'_>) -> Result<()> {
             lines(&guest, "does not take a frontend back")? == 1,
             "not said, or not in one line"
         );
-        println!("    said after {:.1} s", start.elapsed().as_secs_f32());
+        say!("    said after {:.1} s", start.elapsed().as_secs_f32());
         ensure!(
             guest.ask(&format!("test -e {DEVICES}/{FIRST}"), 20)?.status != 0,
             "a device without a backend"
@@ -367,9 +367,10 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
         appears(guest, FIRST)?;
         let figure = |name: &str, start: Instant, answers: (u32, u32)| {
             let seconds = start.elapsed().as_secs_f32();
-            println!(
+            say!(
                 "    {name}: {} right, {} all ones, {seconds:.1} s",
-                answers.0, answers.1
+                answers.0,
+                answers.1
             );
             seconds
         };
@@ -435,7 +436,7 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
         let (before, start) = (count()?, Instant::now());
         guest.sh("sleep 5")?;
         let (taken, seconds) = (count()? - before, start.elapsed().as_secs_f64());
-        println!("    flood: {taken} interrupts in {seconds:.1} s");
+        say!("    flood: {taken} interrupts in {seconds:.1} s");
         ensure!(taken as f64 <= seconds * 20.0 + 20.0, "{taken} interrupts");
         let answers = only_right_answers(guest, 20)?;
         ensure!(answers == (40, 0), "{answers:?}");
@@ -445,7 +446,7 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
         let start = Instant::now();
         lab.sh(&format!("xenstore-rm {}", bad.back))?;
         guest.until(&format!("! [ -e {DEVICES}/{FIRST} ]"), 40)?;
-        println!(
+        say!(
             "    dead and removed: clean after {:.1} s",
             start.elapsed().as_secs_f32()
         );
@@ -495,11 +496,11 @@ fn vectors(lab: &Lab<'_>) -> Result<()> {
             .1
             .trim()
             .parse()?;
-        println!("    wanted {wanted}, got {got}");
+        say!("    wanted {wanted}, got {got}");
         ensure!((1..=128).contains(&got), "{log}");
         ensure!(got <= wanted, "{log}");
         let bound = guest.sh("grep -c pcifront-msi-x /proc/interrupts; true")?;
-        println!("    {} in /proc/interrupts", bound.trim());
+        say!("    {} in /proc/interrupts", bound.trim());
         guest.sh("rmmod guestdrv && ! grep -q pcifront-msi-x /proc/interrupts")?;
     }
     guest.destroy()
@@ -526,7 +527,7 @@ fn threads(lab: &Lab<'_>) -> Result<()> {
             400,
         )?;
         let log = guest.sh("dmesg -c | grep 'guestdrv: threads'")?;
-        println!("    no_cache={no_cache}: {}", log.trim());
+        say!("    no_cache={no_cache}: {}", log.trim());
         ensure!(log.contains("wrong=0"), "{log}");
         ensure!(
             !log.contains("in_interrupt=0 "),
@@ -552,7 +553,7 @@ fn constants(lab: &Lab<'_>) -> Result<()> {
     // The kernel walks the capabilities a dozen times while it looks at a new function. Some 110 requests are
     // left when only the first walk is asked, 188 when all are.
     let found = events()?;
-    println!("    {found} requests until the function was there");
+    say!("    {found} requests until the function was there");
     ensure!(found < 140, "constants are asked again during the scan");
     let asked = |offset: u32, bytes: u32| -> Result<u64> {
         let before = events()?;
@@ -776,7 +777,7 @@ fn hot_plug(lab: &Lab<'_>) -> Result<()> {
         count(0)?;
         guest.sh("sleep 1")?;
         let now = received()?;
-        println!(
+        say!(
             "    round {round}: {} KiB came meanwhile",
             (now - before) >> 10
         );
@@ -824,7 +825,7 @@ fn disk(lab: &Lab<'_>) -> Result<()> {
         60,
     )?;
     let counts = guest.sh("cat /tmp/count-?")?;
-    println!(
+    say!(
         "    64 MiB with the right sum; runs of lspci -vvv: {}",
         counts.split_whitespace().collect::<Vec<_>>().join(" ")
     );

@@ -240,19 +240,19 @@ fn cycles(lab: &Lab<'_>) -> Result<()> {
     };
     ensure!(round(10)?.status == 0, "a bind or unbind failed");
     let before = objects()?;
-    let answer = round(lab.cycles)?;
+    let answer = round(lab.counts.cycles)?;
     ensure!(
         answer.status == 0,
         "a bind or unbind failed: {}",
         answer.output
     );
     let after = objects()?;
-    println!(
+    say!(
         "    {} cycles of two functions: {before} kmalloc objects before, {after} after",
-        lab.cycles
+        lab.counts.cycles
     );
     // A leak is one object in each cycle of each function at least; a hundred come and go anyway.
-    let allowed = 100 + i64::from(lab.cycles) / 4;
+    let allowed = 100 + i64::from(lab.counts.cycles) / 4;
     ensure!(after - before < allowed, "{} objects more", after - before);
     let complaints = lab
         .machine
@@ -390,7 +390,7 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
         ),
         60,
     )?;
-    println!("    {}", log.output.trim().replace('\n', "; "));
+    say!("    {}", log.output.trim().replace('\n', "; "));
     ensure!(log.status == 0, "{log:?}");
     // How many are still at it when the other guest is done is a matter of time, so that is only said. Its
     // answer to the first change takes a tenth of the time of one reset.

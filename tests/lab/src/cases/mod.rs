@@ -125,6 +125,13 @@ pub struct Lab<'a> {
     pub front: &'a str,
     /// Port of the file server.
     pub port: u16,
+    /// How much of what can be done more or less often.
+    pub counts: Counts,
+}
+
+/// What `make test-full` has more of.
+#[derive(Clone, Copy, Default)]
+pub struct Counts {
     /// Guests of the case that connects many.
     pub connects: u32,
     /// Rounds of the case that binds and unbinds.
@@ -180,7 +187,7 @@ impl<'a> Lab<'a> {
             if guest.ask(there, 30)?.status == 0 {
                 return Ok(guest);
             }
-            println!("    guest {number} of at most {tries} did not see its device");
+            say!("    guest {number} of at most {tries} did not see its device");
             guest.destroy()?;
         }
         self.machine.guest(name, &options)

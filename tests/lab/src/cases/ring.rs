@@ -183,7 +183,7 @@ impl<'a> Bad<'a> {
                 "{what}: {op}: {reply:?}, not error {error}"
             );
         }
-        println!(
+        say!(
             "    {what}: {} requests, each with error {error}",
             ops.len()
         );
@@ -440,13 +440,13 @@ fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
         }
     }
     let mut floods = vec![
-        format!("flood {} 2 {RTL} 0 0 0", lab.storm),
-        format!("flood {} 4 {RTL} 0 0 1 0", lab.storm),
-        format!("flood {} 4 {NIC} 0 0 2 0 0", lab.storm),
+        format!("flood {} 2 {RTL} 0 0 0", lab.counts.storm),
+        format!("flood {} 4 {RTL} 0 0 1 0", lab.counts.storm),
+        format!("flood {} 4 {NIC} 0 0 2 0 0", lab.counts.storm),
     ];
     for flood in &floods {
         let result = bad.one(flood)?;
-        println!("    74: {flood}: {result}");
+        say!("    74: {flood}: {result}");
         ensure!(
             figure(&result, "answered")? > 0
                 && figure(&result, "err")? == i64::from(FAILED)
@@ -459,7 +459,7 @@ fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     // The same with MSI on: it stays on, and goes.
     let pirq = bad.op(&format!("2 {EDU} 0 0 0"))?;
     ensure!(pirq > 0, "MSI without an interrupt");
-    floods = vec![format!("flood {} 2 {EDU} 0 0 0", lab.storm)];
+    floods = vec![format!("flood {} 2 {EDU} 0 0 0", lab.counts.storm)];
     let result = bad.one(&floods[0])?;
     ensure!(
         figure(&result, "err")? == i64::from(FAILED) && figure(&result, "other_err")? == 0,
@@ -499,7 +499,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
             "40: the frontend says {state}, the backend {backend}"
         );
     }
-    println!("    40: a state without keys connects nothing");
+    say!("    40: a state without keys connects nothing");
     // A backend that was never connected stays where it is while the frontend is Closed.
     bad.all(&["state 6", "state 1", "wait 30000 3"].map(str::to_owned))?;
     // 39
@@ -552,7 +552,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
             && !log.lines().any(|line| line.contains("] evil")),
         "39: the guest's text is in the log as it is"
     );
-    println!(
+    say!(
         "    39: {} kinds of bad keys, each ends in Closing",
         variants.len()
     );
@@ -584,7 +584,7 @@ impl Neighbour<'_> {
         let result = self
             .guest
             .sh_within(&format!("agent read 1 200 {file} 00101b36"), 200)?;
-        println!("    {what}: the neighbour: {}", result.trim());
+        say!("    {what}: the neighbour: {}", result.trim());
         ensure!(figure(&result, "wrong")? == 0, "{what}: {result}");
         Ok(())
     }
@@ -662,10 +662,10 @@ fn double_fetch(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     ] {
         // For MSI-X: two entries that the table has.
         bad.all(&["poke 40 0", "poke 44 0x10000"].map(str::to_owned))?;
-        bad.start_command(1, &format!("flip {} {flips}", lab.storm))?;
-        let flood = bad.one(&format!("flood {} 1 {NIC} 0x0c 1 0x10", lab.storm))?;
+        bad.start_command(1, &format!("flip {} {flips}", lab.counts.storm))?;
+        let flood = bad.one(&format!("flood {} 1 {NIC} 0x0c 1 0x10", lab.counts.storm))?;
         let flip = bad.result(1)?;
-        println!("    49: {what}: {flood}; {flip}");
+        say!("    49: {what}: {flood}; {flip}");
         ensure!(
             figure(&flood, "answered")? > 0 && figure(&flip, "times")? > 0,
             "{what}: {flood}; {flip}"
@@ -695,7 +695,7 @@ fn event_storm(lab: &Lab<'_>, bad: &Bad<'_>, neighbour: &Neighbour<'_>) -> Resul
     bad.one(&format!("events {EVENTS}"))?;
     neighbour.is_served("51")?;
     let now = [count("events")?, count("spurious_events")?];
-    println!(
+    say!(
         "    51: {EVENTS} events sent, {} delivered, {} of them spurious",
         now[0] - before[0],
         now[1] - before[1]
@@ -716,14 +716,14 @@ fn event_storm(lab: &Lab<'_>, bad: &Bad<'_>, neighbour: &Neighbour<'_>) -> Resul
 /// Two guests post as fast as they are answered; a third one is served (53).
 fn floods(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Result<()> {
     // Longer than the neighbour's reads need.
-    let flood = format!("flood {} 0 {NIC} 0 4 0", lab.storm.saturating_mul(4));
+    let flood = format!("flood {} 0 {NIC} 0 4 0", lab.counts.storm.saturating_mul(4));
     for guest in bad {
         guest.start_command(0, &flood)?;
     }
     neighbour.is_served("53")?;
     for guest in bad {
         let result = guest.result(0)?;
-        println!("    53: {}: {result}", guest.guest.name);
+        say!("    53: {}: {result}", guest.guest.name);
         ensure!(
             figure(&result, "answered")? > 0
                 && (figure(&result, "err")?, figure(&result, "other_err")?) == (0, 0)
@@ -741,7 +741,7 @@ fn flood_and_close(bad: &Bad<'_>) -> Result<()> {
          r() { printf %s \"$1\" | dd of=run1 bs=4096 2>/dev/null || { cat run1; exit 1; }; }
          r 'state 5'; r 'wait 30000 5'; r 'state 6'; r 'wait 30000 6'")?;
     let result = bad.result(0)?;
-    println!("    52: {result}");
+    say!("    52: {result}");
     // Bounded by an event, not by a time: nobody answers any more.
     ensure!(
         result.contains("then silence") && figure(&result, "answered")? > 0,
@@ -769,7 +769,7 @@ fn flapping(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Res
     let [first, second] = bad;
     let flap = format!(
         "flap {} 1,3,5,6,7,4,1,3,4,2,8,6",
-        lab.storm.saturating_mul(2)
+        lab.counts.storm.saturating_mul(2)
     );
     second.all(&["store pci-op-ref 4000".to_owned()])?;
     for guest in bad {
@@ -778,7 +778,7 @@ fn flapping(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Res
     neighbour.is_served("41")?;
     for guest in bad {
         let result = guest.result(0)?;
-        println!("    41: {}: {result}", guest.guest.name);
+        say!("    41: {}: {result}", guest.guest.name);
         ensure!(figure(&result, "times")? > 0, "{result}");
         // Now it is Closed; the backend has closed, too, or was not connected and waits.
         let back = super::xenbus::backend(lab, &guest.guest)?;

@@ -64,7 +64,7 @@ impl<'a> Story<'a> {
     /// A step was done and checked.
     fn step(&self, what: impl Display) {
         self.steps.set(self.steps.get() + 1);
-        println!("    {} {}: {what}", self.name, self.steps.get());
+        say!("    {} {}: {what}", self.name, self.steps.get());
     }
 
     fn sh(&self, command: &str) -> Result<String> {

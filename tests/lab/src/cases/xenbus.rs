@@ -104,7 +104,7 @@ pub(super) fn connected_guest<'a>(
             Ok(()) => return Ok((guest, directory)),
             Err(e) if number == tries => return Err(e.context("it never connected")),
             Err(_) => {
-                println!("    guest {number} of at most {tries} did not connect");
+                say!("    guest {number} of at most {tries} did not connect");
                 guest.destroy()?;
             }
         }
@@ -443,7 +443,7 @@ fn hundreds(lab: &Lab<'_>) -> Result<()> {
     }
     let functions = lab.sh(&format!("grep -c 1234:11e8 {DRIVER}/quirks"))?;
     ensure!(functions.trim() == count.to_string(), "quirks: {functions}");
-    println!("    {count} functions seized and listed");
+    say!("    {count} functions seized and listed");
     lab.sh(&format!("rmmod xen_pciback && ! test -e {DRIVER}"))?;
     Ok(())
 }

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs cases, in several machines at once: most of a case is waiting for one guest, so that two machines on
+//! two CPUs take little more than half of the time.
+//!
+//! A lane is a thread with one machine at a time. It takes the next case that its machine can run, and boots
+//! another machine when there is none. Each case finds dom0 as the one before it has found it, so their order
+//! and their lane make no difference.
+
+use crate::{
+    boot,
+    cases::{Case, Counts, Lab},
+    files,
+    image::{Images, Kernel, Paths},
+    images,
+    machine::{Machine, Profile},
+    say,
+};
+use anyhow::{Context, Result};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
+
+/// Minutes each: begun first, so that no lane has one of them left when the others are done. Those that load
+/// both CPUs are apart.
+const LONG: &[&str] = &[
+    "seed_3",
+    "check_86",
+    "every_guest_connects_back_c",
+    "check_79",
+    "check_78",
+    "every_guest_connects_back_rust",
+];
+
+/// What the cases are run with.
+pub struct Plan<'a> {
+    /// Where everything is.
+    pub paths: &'a Paths,
+    /// `c` or `rust`.
+    pub back: &'a str,
+    /// `c` or `rust`.
+    pub front: &'a str,
+    /// How often.
+    pub counts: Counts,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub struct Tally {
+    begun: usize,
+    /// Cases.
+    pub passed: usize,
+    /// Cases.
+    pub failed: usize,
+    /// `xl` calls.
+    pub repeated: u32,
+    /// Machines that lost an interrupt.
+    pub lost_machines: usize,
+}
+
+/// What the lanes share.
+struct Queue<'a> {
+    plan: &'a Plan<'a>,
+    port: u16,
+    total: usize,
+    waiting: Mutex<Vec<&'static Case>>,
+    /// Run in each machine of their profile before it ends.
+    closing: Vec<&'static Case>,
+    tally: Mutex<Tally>,
+    images: Mutex<Vec<(Kernel, Arc<Images>)>>,
+}
+
+/// How many machines this host can have at once: a CPU and 5 GiB for each, and four are enough.
+pub fn most() -> usize {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    cpus.min(available_kib(&memory) / (5 << 20)).clamp(1, 4)
+}
+
+fn available_kib(meminfo: &str) -> usize {
+    let mut lines = meminfo.lines();
+    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Runs the cases in at most `jobs` lanes. A few are not worth a second boot.
+pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Tally> {
+    let total = cases.len();
+    let (closing, mut waiting): (Vec<_>, Vec<_>) =
+        cases.into_iter().partition(|case| case.looks_at_logs());
+    // A machine that is wanted only for its logs.
+    for case in &closing {
+        if !waiting.iter().any(|c| c.profile.name == case.profile.name) {
+            waiting.push(case);
+        }
+    }
+    // A stable sort.
+    waiting.sort_by_key(|case| {
+        LONG.iter()
+            .position(|l| case.name.contains(l))
+            .unwrap_or(99)
+    });
+    let lanes = jobs.min(waiting.len().div_ceil(4)).max(1);
+    let queue = Queue {
+        plan,
+        port: files::serve()?,
+        total,
+        waiting: Mutex::new(waiting),
+        closing,
+        tally: Mutex::default(),
+        images: Mutex::default(),
+    };
+    if lanes == 1 {
+        queue.lane(&plan.paths.out);
+    } else {
+        say!("{lanes} machines at once; each line says from which it is");
+        thread::scope(|scope| {
+            for number in 1..=lanes {
+                let queue = &queue;
+                scope.spawn(move || {
+                    say::this_is_lane(number);
+                    queue.lane(&plan.paths.out.join(number.to_string()));
+                });
+            }
+        });
+    }
+    let mut tally = queue
+        .tally
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    // What no lane had a machine for.
+    let left = queue
+        .waiting
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    for case in left {
+        say!("FAILED, there is no machine for it: {}", case.name);
+        tally.failed += 1;
+    }
+    Ok(tally)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Queue<'_> {
+    /// The next case: one for this machine if there is any.
+    fn next(&self, profile: Option<&Profile>) -> Option<&'static Case> {
+        let mut waiting = lock(&self.waiting);
+        let fits = |case: &&Case| profile.is_some_and(|p| p.name == case.profile.name);
+        let at = waiting.iter().position(fits).unwrap_or(0);
+        (at < waiting.len()).then(|| waiting.remove(at))
+    }
+
+    /// Works until nothing is left, or no machine can be had.
+    fn lane(&self, out: &Path) {
+        let mut machine: Option<(Machine, &'static Profile)> = None;
+        while let Some(case) = self.next(machine.as_ref().map(|(_, profile)| *profile)) {
+            let here = match machine.take() {
+                Some((here, profile)) if profile.name == case.profile.name => Ok(here),
+                other => {
+                    self.end(other);
+                    self.boot(out, case.profile)
+                }
+            };
+            match here.and_then(|here| self.case(case, here, out)) {
+                Ok(here) => machine = here.map(|here| (here, case.profile)),
+                Err(e) => {
+                    say!("    FAILED: {}: {e:#}", case.name);
+                    lock(&self.tally).failed += 1;
+                    return;
+                }
+            }
+        }
+        self.end(machine);
+    }
+
+    /// A last look at a machine that is not needed any more.
+    fn end(&self, machine: Option<(Machine, &'static Profile)>) {
+        let Some((machine, profile)) = machine else {
+            return;
+        };
+        for case in &self.closing {
+            if case.profile.name == profile.name {
+                self.announce(case);
+                let (result, seconds) = self.once(case, &machine);
+                self.count(&machine, &result, seconds);
+            }
+        }
+        lock(&self.tally).repeated += machine.xl_repeated.get();
+    }
+
+    /// Runs one case. Gives the machine, if there still is one.
+    fn case(&self, case: &Case, machine: Machine, out: &Path) -> Result<Option<Machine>> {
+        if case.looks_at_logs() {
+            // When the machine ends.
+            return Ok(Some(machine));
+        }
+        self.announce(case);
+        let mut machine = machine;
+        let (mut result, mut seconds) = self.once(case, &machine);
+        // The one reason to begin a case again: there is no machine any more.
+        let lost = result.is_err().then(|| machine.lost_interrupt()).flatten();
+        if let Some(lost) = lost {
+            say!("    the emulator lost an interrupt: {lost}; begun again in a new machine");
+            {
+                let mut tally = lock(&self.tally);
+                tally.lost_machines += 1;
+                tally.repeated += machine.xl_repeated.get();
+            }
+            drop(machine);
+            machine = self.boot(out, case.profile)?;
+            (result, seconds) = self.once(case, &machine);
+        }
+        self.count(&machine, &result, seconds);
+        if result.is_err() && machine.ask("true", 30).is_err() {
+            say!("    that machine does not answer any more, the next case gets another one");
+            lock(&self.tally).repeated += machine.xl_repeated.get();
+            return Ok(None);
+        }
+        Ok(Some(machine))
+    }
+
+    fn announce(&self, case: &Case) {
+        let mut tally = lock(&self.tally);
+        tally.begun += 1;
+        say!("[{}/{}] {}", tally.begun, self.total, case.name);
+    }
+
+    fn once(&self, case: &Case, machine: &Machine) -> (Result<()>, f32) {
+        let start = Instant::now();
+        let result = case.run(&Lab {
+            machine,
+            back: self.plan.back,
+            front: self.plan.front,
+            port: self.port,
+            counts: self.plan.counts,
+        });
+        (result, start.elapsed().as_secs_f32())
+    }
+
+    fn count(&self, machine: &Machine, result: &Result<()>, seconds: f32) {
+        match result {
+            Ok(()) => {
+                lock(&self.tally).passed += 1;
+                say!("    passed in {seconds:.1} s");
+            }
+            Err(e) => {
+                lock(&self.tally).failed += 1;
+                say!("    FAILED in {seconds:.1} s: {e:#}");
+                report(machine);
+            }
+        }
+    }
+
+    fn boot(&self, out: &Path, profile: &Profile) -> Result<Machine> {
+        std::fs::create_dir_all(out).context("the directory for logs")?;
+        let images = {
+            let mut made = lock(&self.images);
+            match made.iter().find(|(kernel, _)| *kernel == profile.kernel) {
+                Some((_, images)) => images.clone(),
+                None => {
+                    let images = Arc::new(images(self.plan.paths, profile.kernel)?);
+                    made.push((profile.kernel, images.clone()));
+                    images
+                }
+            }
+        };
+        boot(&images, out, profile)
+    }
+}
+
+/// What helps to understand a failure.
+fn report(machine: &Machine) {
+    // A host that has crashed answers nothing, but its console says why.
+    let console = std::fs::read(&machine.console).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<_> = console.lines().collect();
+    say!(
+        "    -- end of {}\n{}",
+        machine.console.display(),
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    );
+    for (title, command) in [
+        ("dom0's last messages", "dmesg | tail -n 25"),
+        ("guests", "xl list"),
+        ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
+        ("the last guest", "grep -v ^@@ $(ls -t /var/log/xen/guest-*.log | head -n 1) | tail -n 15 | cut -c1-200"),
+    ] {
+        match machine.ask(command, 30) {
+            Ok(answer) => say!("    -- {title}\n{}", answer.output.trim_end()),
+            Err(e) => say!("    -- {title}: {e:#}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read() {
+        let text = "MemTotal:  100 kB\nMemAvailable:    5242880 kB\n";
+        assert_eq!(available_kib(text), 5 << 20);
+        assert_eq!(available_kib(""), 0);
+    }
+
+    #[test]
+    fn long_cases_are_there() {
+        for part in LONG {
+            assert!(crate::cases::all().any(|case| case.name.contains(part)));
+        }
+    }
+}
