@@ -247,7 +247,7 @@ impl Frontend {
         let mut inside = self.inside.lock();
         let Inside { buses, places, .. } = &mut *inside;
         let Ok(list) = places.leaving(dev.peer_directory()) else {
-            *places = Places::default();
+            places.forget();
             return;
         };
         for address in list.iter() {
@@ -348,23 +348,33 @@ fn address(backend: &CStr, number: u32) -> Result<Option<Sbdf>> {
 /// store is a way to another program and back, so what is known is not read again: a hot-plug would take
 /// longer the more devices there are.
 ///
-/// An address is kept as long as each change of the list ([`Self::leaving`]) finds its device Initialised,
-/// which only a backend writes: a device that goes or is new has another state, or none, until the backend
-/// has dealt with it, and it does that after the frontend has looked.
+/// A device is new, and its address is read, if [`Self::leaving`] finds its state other than Initialised:
+/// only a backend writes that, and after the frontend has looked. When a device goes, the toolstack may
+/// give its number to another one, later and without a sign (libxl moves those behind it up): then nothing
+/// is kept, and nothing that is read before the next look.
 #[derive(Default)]
-struct Places(KVec<Option<Sbdf>>);
+struct Places {
+    known: KVec<Option<Sbdf>>,
+    /// A device goes.
+    moving: bool,
+}
 
 impl Places {
+    fn forget(&mut self) {
+        self.known.clear();
+        self.moving = true;
+    }
+
     fn known(&self, number: u32) -> Option<Sbdf> {
-        self.0.get(number as usize).copied().flatten()
+        self.known.get(number as usize).copied().flatten()
     }
 
     fn set(&mut self, number: u32, address: Option<Sbdf>) -> Result {
         let number = number as usize;
-        if address.is_some() && self.0.len() <= number {
-            self.0.resize(number + 1, None, GFP_KERNEL)?;
+        if address.is_some() && self.known.len() <= number {
+            self.known.resize(number + 1, None, GFP_KERNEL)?;
         }
-        if let Some(place) = self.0.get_mut(number) {
+        if let Some(place) = self.known.get_mut(number) {
             *place = address;
         }
         Ok(())
@@ -383,7 +393,9 @@ impl Places {
                 None => address(backend, number)?,
                 known => known,
             };
-            self.set(number, place)?;
+            if !self.moving {
+                self.set(number, place)?;
+            }
             if let Some(place) = place {
                 all.push(place, GFP_KERNEL)?;
             }
@@ -402,7 +414,8 @@ impl Places {
     fn leaving(&mut self, backend: &CStr) -> Result<KVec<Sbdf>> {
         let mut all = KVec::new();
         let count = count(backend)?;
-        self.0.truncate(count as usize);
+        self.moving = false;
+        self.known.truncate(count as usize);
         for number in 0..count {
             let state = store::NOW
                 .read(backend, NumberedKey::new("state", number).text())
@@ -413,10 +426,14 @@ impl Places {
             }
             self.set(number, None)?;
             if state == State::Closing {
+                self.moving = true;
                 if let Some(address) = address(backend, number)? {
                     all.push(address, GFP_KERNEL)?;
                 }
             }
+        }
+        if self.moving {
+            self.forget();
         }
         Ok(all)
     }

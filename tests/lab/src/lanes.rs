@@ -16,7 +16,7 @@ use crate::{
     machine::{Machine, Profile},
     say,
 };
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -59,6 +59,10 @@ pub struct Tally {
     pub repeated: u32,
     /// Machines that lost an interrupt.
     pub lost_machines: usize,
+    /// Names of machines that do not boot.
+    pub broken: Vec<&'static str>,
+    /// What the logs of each machine say, by its name.
+    logs: Vec<(&'static str, Result<()>)>,
 }
 
 /// What the lanes share.
@@ -67,7 +71,7 @@ struct Queue<'a> {
     port: u16,
     total: usize,
     waiting: Mutex<Vec<&'static Case>>,
-    /// Run in each machine of their profile before it ends.
+    /// Looked at in each machine before it ends: one result for all of them.
     closing: Vec<&'static Case>,
     tally: Mutex<Tally>,
     images: Mutex<Vec<(Kernel, Arc<Images>)>>,
@@ -89,7 +93,6 @@ fn available_kib(meminfo: &str) -> usize {
 
 /// Runs the cases in at most `jobs` lanes. A few are not worth a second boot.
 pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Tally> {
-    let total = cases.len();
     let (closing, mut waiting): (Vec<_>, Vec<_>) =
         cases.into_iter().partition(|case| case.looks_at_logs());
     // A machine that is wanted only for its logs.
@@ -108,7 +111,7 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
     let queue = Queue {
         plan,
         port: files::serve()?,
-        total,
+        total: waiting.len(),
         waiting: Mutex::new(waiting),
         closing,
         tally: Mutex::default(),
@@ -132,14 +135,22 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         .tally
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    // What no lane had a machine for.
-    let left = queue
-        .waiting
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner);
-    for case in left {
-        say!("FAILED, there is no machine for it: {}", case.name);
-        tally.failed += 1;
+    for case in queue.closing {
+        let name = case.profile.name;
+        let (found, left): (Vec<_>, Vec<_>) =
+            tally.logs.into_iter().partition(|(of, _)| *of == name);
+        tally.logs = left;
+        let machines = found.len();
+        let bad: Vec<_> = found.iter().filter_map(|(_, r)| r.as_ref().err()).collect();
+        for e in &bad {
+            say!("{}, machine \"{name}\": FAILED: {e:#}", case.name);
+        }
+        if machines > 0 && bad.is_empty() {
+            say!("{}: {machines} machines \"{name}\" passed", case.name);
+            tally.passed += 1;
+        } else {
+            tally.failed += 1;
+        }
     }
     Ok(tally)
 }
@@ -157,7 +168,7 @@ impl Queue<'_> {
         (at < waiting.len()).then(|| waiting.remove(at))
     }
 
-    /// Works until nothing is left, or no machine can be had.
+    /// Works until nothing is left.
     fn lane(&self, out: &Path) {
         let mut machine: Option<(Machine, &'static Profile)> = None;
         while let Some(case) = self.next(machine.as_ref().map(|(_, profile)| *profile)) {
@@ -169,11 +180,12 @@ impl Queue<'_> {
                 }
             };
             match here.and_then(|here| self.case(case, here, out)) {
-                Ok(here) => machine = here.map(|here| (here, case.profile)),
+                Ok((here, true)) => machine = Some((here, case.profile)),
+                // Whatever is wrong with it, the next case does not inherit it.
+                Ok((here, false)) => self.end(Some((here, case.profile))),
                 Err(e) => {
                     say!("    FAILED: {}: {e:#}", case.name);
                     lock(&self.tally).failed += 1;
-                    return;
                 }
             }
         }
@@ -185,21 +197,22 @@ impl Queue<'_> {
         let Some((machine, profile)) = machine else {
             return;
         };
+        let mut logs = Vec::new();
         for case in &self.closing {
             if case.profile.name == profile.name {
-                self.announce(case);
-                let (result, seconds) = self.once(case, &machine);
-                self.count(&machine, &result, seconds);
+                logs.push((profile.name, self.once(case, &machine).0));
             }
         }
-        lock(&self.tally).repeated += machine.xl_repeated.get();
+        let mut tally = lock(&self.tally);
+        tally.repeated += machine.xl_repeated.get();
+        tally.logs.extend(logs);
     }
 
-    /// Runs one case. Gives the machine, if there still is one.
-    fn case(&self, case: &Case, machine: Machine, out: &Path) -> Result<Option<Machine>> {
+    /// Runs one case. Gives the machine, and whether it can be used again.
+    fn case(&self, case: &Case, machine: Machine, out: &Path) -> Result<(Machine, bool)> {
         if case.looks_at_logs() {
             // When the machine ends.
-            return Ok(Some(machine));
+            return Ok((machine, true));
         }
         self.announce(case);
         let mut machine = machine;
@@ -217,13 +230,18 @@ impl Queue<'_> {
             machine = self.boot(out, case.profile)?;
             (result, seconds) = self.once(case, &machine);
         }
-        self.count(&machine, &result, seconds);
-        if result.is_err() && machine.ask("true", 30).is_err() {
-            say!("    that machine does not answer any more, the next case gets another one");
-            lock(&self.tally).repeated += machine.xl_repeated.get();
-            return Ok(None);
+        match &result {
+            Ok(()) => {
+                lock(&self.tally).passed += 1;
+                say!("    passed in {seconds:.1} s: {}", case.name);
+            }
+            Err(e) => {
+                lock(&self.tally).failed += 1;
+                say!("    FAILED in {seconds:.1} s: {}: {e:#}", case.name);
+                report(&machine);
+            }
         }
-        Ok(Some(machine))
+        Ok((machine, result.is_ok()))
     }
 
     fn announce(&self, case: &Case) {
@@ -244,34 +262,30 @@ impl Queue<'_> {
         (result, start.elapsed().as_secs_f32())
     }
 
-    fn count(&self, machine: &Machine, result: &Result<()>, seconds: f32) {
-        match result {
-            Ok(()) => {
-                lock(&self.tally).passed += 1;
-                say!("    passed in {seconds:.1} s");
-            }
-            Err(e) => {
-                lock(&self.tally).failed += 1;
-                say!("    FAILED in {seconds:.1} s: {e:#}");
-                report(machine);
-            }
-        }
+    /// # Errors
+    ///
+    /// When it does not boot; a machine of the same kind is then not tried again.
+    fn boot(&self, out: &Path, profile: &'static Profile) -> Result<Machine> {
+        let name = profile.name;
+        ensure!(
+            !lock(&self.tally).broken.contains(&name),
+            "the machine \"{name}\" does not boot"
+        );
+        let booted = self.images_of(profile.kernel).and_then(|images| {
+            std::fs::create_dir_all(out).context("the directory for logs")?;
+            boot(&images, out, profile)
+        });
+        booted.inspect_err(|_| lock(&self.tally).broken.push(name))
     }
 
-    fn boot(&self, out: &Path, profile: &Profile) -> Result<Machine> {
-        std::fs::create_dir_all(out).context("the directory for logs")?;
-        let images = {
-            let mut made = lock(&self.images);
-            match made.iter().find(|(kernel, _)| *kernel == profile.kernel) {
-                Some((_, images)) => images.clone(),
-                None => {
-                    let images = Arc::new(images(self.plan.paths, profile.kernel)?);
-                    made.push((profile.kernel, images.clone()));
-                    images
-                }
-            }
-        };
-        boot(&images, out, profile)
+    fn images_of(&self, kernel: Kernel) -> Result<Arc<Images>> {
+        let mut made = lock(&self.images);
+        if let Some((_, images)) = made.iter().find(|(k, _)| *k == kernel) {
+            return Ok(images.clone());
+        }
+        let new = Arc::new(images(self.plan.paths, kernel)?);
+        made.push((kernel, new.clone()));
+        Ok(new)
     }
 }
 

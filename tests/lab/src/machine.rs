@@ -240,6 +240,12 @@ impl Machine {
             run.join("qmp"),
             out.join(format!("dom0-console-{}.log", profile.name)),
         );
+        // What the machine before this one has said is kept.
+        for log in [&console, &out.join("qemu.log")] {
+            if log.exists() {
+                std::fs::rename(log, log.with_extension("log.previous"))?;
+            }
+        }
         let cpus = options.counted.map_or(2, |counted| counted.cpus);
         let kernel_args = match options.counted {
             None => format!("{KERNEL_ARGS} {UNCOUNTED_ARGS}"),

@@ -13,7 +13,7 @@ mod image;
 mod lanes;
 mod machine;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use cases::{Case, Counts, Ends, Lab};
 use clap::{Parser, Subcommand};
 use image::{Images, Kernel, Paths};
@@ -246,6 +246,11 @@ fn run_cases(
         println!("{} machines were lost by the emulator", tally.lost_machines);
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
+    ensure!(
+        tally.broken.is_empty(),
+        "machines that do not boot: {}",
+        tally.broken.join(", ")
+    );
     Ok(tally.failed == 0 && tally.passed > 0)
 }
 
