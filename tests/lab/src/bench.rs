@@ -600,6 +600,15 @@ impl<'a> Bench<'a> {
         let (waits, others) = self.hypercalls_of(read)?;
         add("hypercalls-wait", waits);
         add("hypercalls-other", others);
+        // Without the program and its system calls.
+        let read = |count| {
+            format!(
+                "cd /sys/module/floor/parameters && echo 0000:00:00.0 >device && echo 0 >offset && echo {count} >reads"
+            )
+        };
+        let (waits, others) = self.hypercalls_of(read)?;
+        add("hypercalls-kernel-wait", waits);
+        add("hypercalls-kernel-other", others);
         Ok(())
     }
 

@@ -163,6 +163,16 @@ const LINES: &[Line] = &[
         "other hypercalls, for each read",
         C_ONLY,
     ),
+    counted(
+        "hypercalls-kernel-wait",
+        "hypercalls that wait, for each read by the guest's kernel",
+        C_ONLY,
+    ),
+    counted(
+        "hypercalls-kernel-other",
+        "other hypercalls, for each read by the guest's kernel",
+        C_ONLY,
+    ),
     timed("guest-cpu", "guest's CPU for 10 000 reads", [0.2; 3], false),
     timed("dom0-cpu", "dom0's CPU for 10 000 reads", [0.5; 3], false),
     timed("lspci-1", "lspci -xxxx, 1 device", LSPCI, false),
