@@ -10,12 +10,18 @@
 # `-Cmetadata` carries the driver's name into every mangled Rust symbol and
 # XENPCI_PREFIX carries it into every C helper. So two copies never clash,
 # whether both drivers are modules, both are built in, or one of each; and no
-# third module has to be shipped or loaded first. The copy has only what its end
-# (back or front) needs; without xenpci-end it has everything.
+# third module has to be shipped or loaded first.
+#
+# A copy has only what its driver uses: every function of the crates is compiled
+# with the driver that calls it (-Zcross-crate-inline-threshold=always), and not
+# at all when nothing does. C helpers of one end are linked with that end (back or
+# front). As most of the code is for what seldom happens, only small functions are
+# copied into several callers (LLVM's own threshold is 225).
 
 xenpci-rust := $(src)/../../../rust
-xenpci-lib-objs := lib_pciif.o lib_xen.o lib_helpers.o
-xenpci-lib-flags = -L $(obj) --extern pciif --extern xen -Dwarnings
+xenpci-lib-objs := lib_pciif.o lib_xen.o lib_helpers.o $(xenpci-end:%=lib_helpers_%.o)
+xenpci-small := -Cllvm-args=-inline-threshold=50
+xenpci-lib-flags = $(xenpci-small) -L $(obj) --extern pciif --extern xen -Dwarnings
 
 export XENPCI_BINDINGS := $(abspath $(obj))/../../../rust/xen_bindings_generated.rs
 
@@ -27,7 +33,7 @@ $(obj)/uts_version.rs: FORCE
 export XENPCI_UTS_FILE := $(abspath $(obj))/uts_version.rs
 
 xenpci-lib-cmd = $(rust_common_cmd) -Cmetadata=$(xenpci-driver) -L $(obj) -Dwarnings \
-		--emit=obj=$@ $(if $(xenpci-end),--cfg 'xenpci_end="$(xenpci-end)"')
+		$(xenpci-small) -Zcross-crate-inline-threshold=always --emit=obj=$@
 
 quiet_cmd_rustc_pciif = RUSTC L $(quiet_modtag) $@
       cmd_rustc_pciif = $(xenpci-lib-cmd) --crate-name pciif -Aunused_attributes -Aclippy::duplicated_attributes \
@@ -43,8 +49,9 @@ $(obj)/lib_pciif.o: $(xenpci-rust)/pciif/src/lib.rs FORCE
 $(obj)/lib_xen.o: $(xenpci-rust)/xen/lib.rs $(obj)/lib_pciif.o FORCE
 	+$(call if_changed_dep,rustc_xen)
 
-CFLAGS_lib_helpers.o := -DXENPCI_PREFIX=$(xenpci-driver)_ -I$(xenpci-rust)/xen
-$(obj)/lib_helpers.o: $(xenpci-rust)/xen/helpers.c FORCE
+$(foreach o,$(filter lib_helpers%,$(xenpci-lib-objs)),\
+	$(eval CFLAGS_$(o) := -DXENPCI_PREFIX=$(xenpci-driver)_))
+$(obj)/lib_%.o: $(xenpci-rust)/xen/%.c FORCE
 	$(call if_changed_rule,cc_o_c)
 
 targets += $(xenpci-lib-objs)

@@ -16,7 +16,6 @@ use kernel::{
     sync::{Arc, ArcBorrow},
     types::Opaque,
 };
-#[cfg(not(xenpci_end = "front"))]
 use pciif::config::{BarFlags, BarInfo};
 use pciif::{
     access::AccessWidth,
@@ -320,7 +319,6 @@ impl Device {
     }
 
     /// A BAR (0 to 5) or the expansion ROM (6) as the kernel has assigned it.
-    #[cfg(not(xenpci_end = "front"))]
     pub fn bar(&self, index: usize) -> BarInfo {
         // SAFETY: alive; the array has more than 7 entries.
         let resource = unsafe { (*self.0).resource.get(index) };

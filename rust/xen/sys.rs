@@ -28,7 +28,7 @@ use pin_init::MaybeZeroable;
 
 include!(env!("XENPCI_BINDINGS"));
 
-/// Declares the functions of `helpers.c` under this driver's prefix.
+/// Declares the functions of `helpers*.c` under this driver's prefix.
 macro_rules! helpers {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)?;)*) => {
         unsafe extern "C" {

@@ -21,9 +21,6 @@
 //!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
 //! ```
 //!
-//! A driver's own copy (see `rust/library.mk`) has only the modules of its end: `xenpci_end` names it, and
-//! is not set for the tests, which have all.
-//!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
 //! of the drivers' behaviour (kept with the project's working papers) that a rule comes from.
 //!
@@ -37,38 +34,25 @@
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-// What only the other end's modules use; the copy with all of them has it looked at.
-#![cfg_attr(any(xenpci_end = "front", xenpci_end = "back"), allow(dead_code))]
 
 #[cfg(test)]
 extern crate std;
 
 pub mod access;
 pub mod aer;
-#[cfg(not(xenpci_end = "front"))]
 pub mod budget;
-#[cfg(not(xenpci_end = "back"))]
 pub mod cache;
-#[cfg(not(xenpci_end = "front"))]
 pub mod config;
-#[cfg(not(xenpci_end = "front"))]
 pub mod denied;
-#[cfg(not(xenpci_end = "back"))]
 pub mod exchange;
-#[cfg(not(xenpci_end = "front"))]
 pub mod intx;
-#[cfg(not(xenpci_end = "front"))]
 pub mod lifecycle;
 pub mod op;
-#[cfg(not(xenpci_end = "front"))]
 pub mod quirk;
 pub mod sbdf;
-#[cfg(not(xenpci_end = "front"))]
 pub mod slot;
 pub mod state;
 pub mod text;
-#[cfg(not(xenpci_end = "front"))]
 pub mod topology;
-#[cfg(not(xenpci_end = "back"))]
 pub mod vectors;
 pub mod wire;
