@@ -703,20 +703,27 @@ impl Function {
         let outcome = config
             .space
             .write(&mut Host(&self.dev), access, value, flags)?;
+        if outcome.dropped != 0 {
+            self.note_dropped(config, access, value, outcome.dropped);
+        }
+        Ok(0)
+    }
+
+    /// Counts a write of which bits were dropped, and logs the assignment's first one.
+    fn note_dropped(&self, config: &mut Config, access: ConfigAccess, value: u32, dropped: u32) {
         let first = config.denied.iter().next().is_none();
-        let noted = config.denied.note(access, outcome.dropped).is_some();
-        let quirk = QuirkLine::for_dropped(self.address, access, outcome.dropped);
+        let noted = config.denied.note(access, dropped).is_some();
+        let quirk = QuirkLine::for_dropped(self.address, access, dropped);
         if let (true, Some(quirk)) = (first && noted && self.limit.allows(), quirk) {
             dev_warn!(
                 self.dev.as_generic(),
                 "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks (further ones are only counted: debugfs, xen-pciback/denied_writes)\n",
-                offset,
-                size,
+                access.offset(),
+                access.width().bytes(),
                 value,
                 Show(quirk)
             );
         }
-        Ok(0)
     }
 
     /// Enables MSI or MSI-X, not too often after it has failed.

@@ -337,6 +337,7 @@ pub struct VirtualConfigSpace {
     inside: u16,
     is_bridge: bool,
     bars: [Bar; BARS],
+    /// Without a gap: they are taken away all at once only.
     quirks: [Option<Quirk>; MAX_QUIRKS],
     /// COMMAND as it was when the function was seized.
     seized_command: u16,
@@ -613,7 +614,7 @@ impl VirtualConfigSpace {
 
     /// The quirks, in the order in which they were added.
     pub fn quirks(&self) -> impl Iterator<Item = Quirk> + '_ {
-        self.quirks.iter().copied().flatten()
+        self.quirks.iter().map_while(|slot| *slot)
     }
 
     /// The bits of the 4-byte unit of `access` that quirks open.
