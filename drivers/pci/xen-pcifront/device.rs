@@ -406,13 +406,15 @@ impl Places {
         Ok(all)
     }
 
-    /// Where the functions are that the toolstack takes away.
+    /// Where the functions are that the toolstack takes away. One that did not wait for the end leaves its
+    /// keys, and another device can be there by now: that one stays.
     ///
     /// # Errors
     ///
     /// As [`Self::exported`].
     fn leaving(&mut self, backend: &CStr) -> Result<KVec<Sbdf>> {
         let mut all = KVec::new();
+        let mut staying = KVec::new();
         let count = count(backend)?;
         self.moving = false;
         self.known.truncate(count as usize);
@@ -422,6 +424,7 @@ impl Places {
                 .and_then(|state| state.number())
                 .map_or(State::Unknown, xenbus::state);
             if state == State::Initialised {
+                staying.push(number, GFP_KERNEL)?;
                 continue;
             }
             self.set(number, None)?;
@@ -433,6 +436,10 @@ impl Places {
             }
         }
         if self.moving {
+            for &number in &staying {
+                let place = address(backend, number)?;
+                all.retain(|leaving| Some(*leaving) != place);
+            }
             self.forget();
         }
         Ok(all)

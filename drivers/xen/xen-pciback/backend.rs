@@ -425,13 +425,13 @@ impl Backend {
 
     /// Hot-plug and hot-unplug: what the list asks for, then Reconfigured.
     fn reconfigure(&self) -> bool {
-        let Ok(count) = self.count() else {
+        let Ok(states) = self.device_states() else {
             return false;
         };
-        for number in 0..count {
-            match self.device_state(number) {
+        for (number, state) in (0..).zip(&states) {
+            match state {
                 State::Initialising => self.export(number),
-                State::Closing => self.withdraw(number),
+                State::Closing => self.withdraw(number, &states),
                 _ => {}
             }
         }
@@ -441,15 +441,42 @@ impl Backend {
         self.switch(State::Reconfigured)
     }
 
-    /// Takes one device of the list away from the guest. The toolstack removes its keys.
-    fn withdraw(&self, number: u32) {
-        let address = self
-            .read("vdev", number)
-            .and_then(|text| Sbdf::parse_vdev_key(text.bytes()).map_err(|_| EINVAL));
-        match address.map(|address| self.exports.remove(address)) {
-            Ok(Some(function)) => Function::start_release(&function),
-            // Withdrawn before, or never exported: what the toolstack wants is so already.
-            Ok(None) | Err(_) => {}
+    fn device_states(&self) -> Result<KVec<State>> {
+        let count = self.count()?;
+        let mut states = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for number in 0..count {
+            states.push(self.device_state(number), GFP_KERNEL)?;
+        }
+        Ok(states)
+    }
+
+    /// Where the guest sees device `number`.
+    fn place(&self, number: u32) -> Result<Sbdf> {
+        let text = self.read("vdev", number)?;
+        Sbdf::parse_vdev_key(text.bytes()).map_err(|_| EINVAL)
+    }
+
+    /// Takes one device of the list away from the guest. The toolstack removes its keys; one that did not
+    /// wait leaves them, and the place may be another device's by now: of those that `states` knew as
+    /// exported, or one that is exported since.
+    fn withdraw(&self, number: u32, states: &[State]) {
+        // Withdrawn before, or never exported: what the toolstack wants is so already.
+        let Ok(place) = self.place(number) else {
+            return;
+        };
+        let is_others = (0..).zip(states).any(|(other, state)| {
+            let is_exported = match state {
+                State::Initialised => true,
+                State::Initialising => other < number,
+                _ => false,
+            };
+            is_exported && self.place(other).is_ok_and(|theirs| theirs == place)
+        });
+        if is_others {
+            return;
+        }
+        if let Some(function) = self.exports.remove(place) {
+            Function::start_release(&function);
         }
     }
 }

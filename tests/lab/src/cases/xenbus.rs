@@ -14,6 +14,12 @@ pub const CASES: &[Case] = &[
         run: plug,
     },
     Case {
+        name: "keys_that_a_toolstack_leaves_take_no_other_device",
+        ends: Ends::Own,
+        profile: &STANDARD,
+        run: keys_left,
+    },
+    Case {
         name: "check_37_one_bad_device_fails_alone",
         ends: Ends::RustBackend,
         profile: &STANDARD,
@@ -208,6 +214,53 @@ fn plug(lab: &Lab<'_>) -> Result<()> {
     );
     // The ones that stayed were not touched.
     super::start_nic(&guest)?;
+    guest.destroy_with_many()
+}
+
+/// A toolstack that waits for a device's end only so long leaves its keys, state Closing, for good.
+fn keys_left(lab: &Lab<'_>) -> Result<()> {
+    lab.load("rust", "hide='(00:05.0)(00:0a.0)'")?;
+    let options = GuestOptions {
+        front: "rust",
+        devices: &[NIC],
+        ..GuestOptions::default()
+    };
+    let (guest, back) = connected_guest(lab, "left", &options)?;
+    let change = |keys: &str| -> Result<()> {
+        lab.sh(&format!("cd / && xenstore-write {keys} {back}/state 7"))?;
+        connected(lab, &back)
+    };
+    let add = |number: u32, device: &str| {
+        change(&format!(
+            "{back}/dev-{number} {device} {back}/state-{number} 1 {back}/num_devs {}",
+            number + 1
+        ))
+    };
+    change(&format!("{back}/state-0 5"))?;
+    guest.until("[ $(lspci | wc -l) = 0 ]", 20)?;
+    // The place of the first is free, so it is given again.
+    add(1, EDU)?;
+    expect(lab, &back, &[("state-1", "3"), ("vdev-1", "0000:00:00.00")])?;
+    let edu = "00:00.0 1234:11e8";
+    guest.until("[ $(lspci | wc -l) = 1 ]", 20)?;
+    ensure!(seen(&guest)? == [edu], "{:?}", seen(&guest)?);
+    guest.sh("echo same >/sys/bus/pci/devices/0000:00:00.0/driver_override")?;
+    // The first one itself, anew, while its old keys are still there.
+    add(2, NIC)?;
+    expect(lab, &back, &[("state-2", "3"), ("vdev-2", "0000:00:01.00")])?;
+    guest.until("[ $(lspci | wc -l) = 2 ]", 20)?;
+    let both = [edu, "00:01.0 8086:10d3"];
+    ensure!(seen(&guest)? == both, "{:?}", seen(&guest)?);
+    // It was not taken away in between, on either side.
+    guest.sh("grep -qx same /sys/bus/pci/devices/0000:00:00.0/driver_override")?;
+    lab.sh(&format!("[ $(grep -c assigned {DRIVER}/status) = 2 ]"))?;
+    super::start_nic(&guest)?;
+    // It can still go.
+    change(&format!("{back}/state-1 5"))?;
+    guest.until("[ $(lspci | wc -l) = 1 ]", 20)?;
+    lab.machine
+        .until(&format!("grep -q '^{EDU} available' {DRIVER}/status"), 30)?;
+    ensure!(seen(&guest)? == [both[1]], "{:?}", seen(&guest)?);
     guest.destroy_with_many()
 }
 
