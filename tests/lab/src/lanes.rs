@@ -16,7 +16,7 @@ use crate::{
     machine::{Machine, Profile},
     say,
 };
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -57,8 +57,8 @@ pub struct Tally {
     pub failed: usize,
     /// `xl` calls.
     pub repeated: u32,
-    /// Machines that lost an interrupt.
-    pub lost_machines: usize,
+    /// Names of machines that lost an interrupt.
+    pub lost: Vec<&'static str>,
     /// Names of machines that do not boot.
     pub broken: Vec<&'static str>,
     /// What the logs of each machine say, by its name.
@@ -117,24 +117,39 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         tally: Mutex::default(),
         images: Mutex::default(),
     };
-    if lanes == 1 {
-        queue.lane(&plan.paths.out);
-    } else {
+    if lanes > 1 {
         say!("{lanes} machines at once; each line says from which it is");
-        thread::scope(|scope| {
-            for number in 1..=lanes {
-                let queue = &queue;
-                scope.spawn(move || {
-                    say::this_is_lane(number);
-                    queue.lane(&plan.paths.out.join(number.to_string()));
-                });
-            }
-        });
     }
+    let panics = thread::scope(|scope| {
+        let lane = |number: usize| {
+            let queue = &queue;
+            scope.spawn(move || {
+                if lanes == 1 {
+                    return queue.lane(&plan.paths.out);
+                }
+                say::this_is_lane(number);
+                queue.lane(&plan.paths.out.join(number.to_string()));
+            })
+        };
+        let lanes: Vec<_> = (1..=lanes).map(lane).collect();
+        let ends = lanes.into_iter().map(|lane| lane.join());
+        ends.filter(Result::is_err).count()
+    });
     let mut tally = queue
         .tally
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
+    if panics > 0 {
+        say!("{panics} cases FAILED: the lab itself panicked in them");
+        tally.failed += panics;
+    }
+    for case in lock(&queue.waiting).iter() {
+        // What looks at the logs is counted below.
+        if !case.looks_at_logs() {
+            say!("{}: FAILED: its machine does not boot", case.name);
+            tally.failed += 1;
+        }
+    }
     for case in queue.closing {
         let name = case.profile.name;
         let (found, left): (Vec<_>, Vec<_>) =
@@ -146,7 +161,12 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
             say!("{}, machine \"{name}\": FAILED: {e:#}", case.name);
         }
         if machines > 0 && bad.is_empty() {
-            say!("{}: {machines} machines \"{name}\" passed", case.name);
+            let lost = tally.lost.iter().filter(|of| **of == name).count();
+            let lost = match lost {
+                0 => String::new(),
+                _ => format!("; {lost} that lost an interrupt could not be asked"),
+            };
+            say!("{}: {machines} machines \"{name}\" passed{lost}", case.name);
             tally.passed += 1;
         } else {
             tally.failed += 1;
@@ -160,12 +180,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue<'_> {
-    /// The next case: one for this machine if there is any.
+    /// The next case: one for this machine if there is any, else one whose machine can be booted.
     fn next(&self, profile: Option<&Profile>) -> Option<&'static Case> {
         let mut waiting = lock(&self.waiting);
         let fits = |case: &&Case| profile.is_some_and(|p| p.name == case.profile.name);
-        let at = waiting.iter().position(fits).unwrap_or(0);
-        (at < waiting.len()).then(|| waiting.remove(at))
+        let boots = |case: &&Case| !lock(&self.tally).broken.contains(&case.profile.name);
+        let at = waiting.iter().position(fits);
+        let at = at.or_else(|| waiting.iter().position(boots))?;
+        Some(waiting.remove(at))
     }
 
     /// Works until nothing is left.
@@ -173,13 +195,21 @@ impl Queue<'_> {
         let mut machine: Option<(Machine, &'static Profile)> = None;
         while let Some(case) = self.next(machine.as_ref().map(|(_, profile)| *profile)) {
             let here = match machine.take() {
-                Some((here, profile)) if profile.name == case.profile.name => Ok(here),
+                Some((here, profile)) if profile.name == case.profile.name => here,
                 other => {
                     self.end(other);
-                    self.boot(out, case.profile)
+                    match self.boot(out, case.profile) {
+                        Ok(here) => here,
+                        Err(e) => {
+                            say!("machine \"{}\": {e:#}", case.profile.name);
+                            // For another lane, if that has such a machine.
+                            lock(&self.waiting).insert(0, case);
+                            continue;
+                        }
+                    }
                 }
             };
-            match here.and_then(|here| self.case(case, here, out)) {
+            match self.case(case, here, out) {
                 Ok((here, true)) => machine = Some((here, case.profile)),
                 // Whatever is wrong with it, the next case does not inherit it.
                 Ok((here, false)) => self.end(Some((here, case.profile))),
@@ -223,7 +253,7 @@ impl Queue<'_> {
             say!("    the emulator lost an interrupt: {lost}; begun again in a new machine");
             {
                 let mut tally = lock(&self.tally);
-                tally.lost_machines += 1;
+                tally.lost.push(case.profile.name);
                 tally.repeated += machine.xl_repeated.get();
             }
             drop(machine);
@@ -266,16 +296,11 @@ impl Queue<'_> {
     ///
     /// When it does not boot; a machine of the same kind is then not tried again.
     fn boot(&self, out: &Path, profile: &'static Profile) -> Result<Machine> {
-        let name = profile.name;
-        ensure!(
-            !lock(&self.tally).broken.contains(&name),
-            "the machine \"{name}\" does not boot"
-        );
         let booted = self.images_of(profile.kernel).and_then(|images| {
             std::fs::create_dir_all(out).context("the directory for logs")?;
             boot(&images, out, profile)
         });
-        booted.inspect_err(|_| lock(&self.tally).broken.push(name))
+        booted.inspect_err(|_| lock(&self.tally).broken.push(profile.name))
     }
 
     fn images_of(&self, kernel: Kernel) -> Result<Arc<Images>> {

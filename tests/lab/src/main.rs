@@ -242,8 +242,8 @@ fn run_cases(
     if tally.repeated > 0 {
         println!("xl had to be repeated {} times", tally.repeated);
     }
-    if tally.lost_machines > 0 {
-        println!("{} machines were lost by the emulator", tally.lost_machines);
+    if !tally.lost.is_empty() {
+        println!("{} machines were lost by the emulator", tally.lost.len());
     }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     ensure!(
