@@ -15,7 +15,7 @@
 # A copy has only what its driver uses: every function of the crates is compiled
 # with the driver that calls it (-Zcross-crate-inline-threshold=always), and not
 # at all when nothing does. C helpers of one end are linked with that end (back or
-# front). As most of the code is for what seldom happens, only small functions are
+# front), so what calls them has to be left out of the other. As most of the code is for what seldom happens, only small functions are
 # copied into several callers (LLVM's own threshold is 225).
 
 xenpci-rust := $(src)/../../../rust
@@ -33,7 +33,7 @@ $(obj)/uts_version.rs: FORCE
 export XENPCI_UTS_FILE := $(abspath $(obj))/uts_version.rs
 
 xenpci-lib-cmd = $(rust_common_cmd) -Cmetadata=$(xenpci-driver) -L $(obj) -Dwarnings \
-		$(xenpci-small) -Zcross-crate-inline-threshold=always --emit=obj=$@
+		-Zcross-crate-inline-threshold=always --emit=obj=$@
 
 quiet_cmd_rustc_pciif = RUSTC L $(quiet_modtag) $@
       cmd_rustc_pciif = $(xenpci-lib-cmd) --crate-name pciif -Aunused_attributes -Aclippy::duplicated_attributes \
