@@ -160,6 +160,9 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         for e in &bad {
             say!("{}, machine \"{name}\": FAILED: {e:#}", case.name);
         }
+        if machines == 0 {
+            say!("{}, machine \"{name}\": FAILED: there was none", case.name);
+        }
         if machines > 0 && bad.is_empty() {
             let lost = tally.lost.iter().filter(|of| **of == name).count();
             let lost = match lost {

@@ -154,7 +154,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             jobs,
         } => {
             let counts = Counts {
-                connects: connects.unwrap_or(if *full { 100 } else { 10 }),
+                connects: connects.unwrap_or(if *full { 100 } else { 4 }),
                 cycles: cycles.unwrap_or(if *full { 10_000 } else { 100 }),
                 reads: reads.unwrap_or(if *full { 100_000 } else { 8_000 }),
                 storm: storm.unwrap_or(if *full { 60_000 } else { 3_000 }),
