@@ -857,7 +857,6 @@ fn teardown(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
             add("xenbus-cpu", used);
             add("xenbus-trips", trips);
             add("xenbus-trip", trip);
-            add("xenbus-own", used - trips * trip);
             add("xenbus-answer", answered * 1e6);
             bench.unload_frontend()?;
             bench.unload()?;

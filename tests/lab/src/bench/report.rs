@@ -291,10 +291,9 @@ const LINES: &[Line] = &[
         false,
     ),
     counted("xenbus-trips", "round trips to the store in it", NONE),
-    timed("xenbus-trip", "CPU of one of them", NONE, false),
     timed(
-        "xenbus-own",
-        "the thread's CPU without them (goal for RR: at most 1 ms)",
+        "xenbus-trip",
+        "CPU of one, for a task that does nothing else",
         NONE,
         false,
     ),
