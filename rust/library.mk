@@ -15,8 +15,9 @@
 # A copy has only what its driver uses: every function of the crates is compiled
 # with the driver that calls it (-Zcross-crate-inline-threshold=always), and not
 # at all when nothing does. C helpers of one end are linked with that end (back or
-# front), so what calls them has to be left out of the other. As most of the code is for what seldom happens, only small functions are
-# copied into several callers (LLVM's own threshold is 225).
+# front), so what calls them has to be left out of the other. As most of the code
+# is for what seldom happens, only small functions are copied into several callers
+# (LLVM's own threshold is 225).
 
 xenpci-rust := $(src)/../../../rust
 xenpci-lib-objs := lib_pciif.o lib_xen.o lib_helpers.o $(xenpci-end:%=lib_helpers_%.o)

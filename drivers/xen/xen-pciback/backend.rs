@@ -425,13 +425,13 @@ impl Backend {
 
     /// Hot-plug and hot-unplug: what the list asks for, then Reconfigured.
     fn reconfigure(&self) -> bool {
-        let Ok(states) = self.device_states() else {
+        let Ok(count) = self.count() else {
             return false;
         };
-        for (number, state) in (0..).zip(&states) {
-            match state {
+        for number in 0..count {
+            match self.device_state(number) {
                 State::Initialising => self.export(number),
-                State::Closing => self.withdraw(number, &states),
+                State::Closing => self.withdraw(number, count),
                 _ => {}
             }
         }
@@ -441,36 +441,22 @@ impl Backend {
         self.switch(State::Reconfigured)
     }
 
-    fn device_states(&self) -> Result<KVec<State>> {
-        let count = self.count()?;
-        let mut states = KVec::with_capacity(count as usize, GFP_KERNEL)?;
-        for number in 0..count {
-            states.push(self.device_state(number), GFP_KERNEL)?;
-        }
-        Ok(states)
-    }
-
     /// Where the guest sees device `number`.
     fn place(&self, number: u32) -> Result<Sbdf> {
         let text = self.read("vdev", number)?;
         Sbdf::parse_vdev_key(text.bytes()).map_err(|_| EINVAL)
     }
 
-    /// Takes one device of the list away from the guest. The toolstack removes its keys; one that did not
-    /// wait leaves them, and the place may be another device's by now: of those that `states` knew as
-    /// exported, or one that is exported since.
-    fn withdraw(&self, number: u32, states: &[State]) {
+    /// Takes one device of the `count` in the list away from the guest. The toolstack removes its keys; one
+    /// that did not wait leaves them, and the place may be another device's by now.
+    fn withdraw(&self, number: u32, count: u32) {
         // Withdrawn before, or never exported: what the toolstack wants is so already.
         let Ok(place) = self.place(number) else {
             return;
         };
-        let is_others = (0..).zip(states).any(|(other, state)| {
-            let is_exported = match state {
-                State::Initialised => true,
-                State::Initialising => other < number,
-                _ => false,
-            };
-            is_exported && self.place(other).is_ok_and(|theirs| theirs == place)
+        let is_others = (0..count).any(|other| {
+            self.device_state(other) == State::Initialised
+                && self.place(other).is_ok_and(|theirs| theirs == place)
         });
         if is_others {
             return;
