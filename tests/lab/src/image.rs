@@ -407,6 +407,10 @@ impl Tree {
         for dir in ["usr/bin", "usr/sbin"] {
             symlink("../bin", self.0.join(dir))?;
         }
+        // libxl starts its helper by this path.
+        let libexec = self.0.join(XEN.trim_start_matches('/'));
+        fs::create_dir_all(libexec.parent().context("a path of two parts")?)?;
+        symlink("/bin", libexec)?;
         // The modprobe of a real host, which knows modprobe.d and the kernel's command line.
         self.programs(&["/usr/bin/kmod"])?;
         for applet in ["modprobe", "depmod"] {

@@ -53,8 +53,8 @@ pub struct Tally {
     begun: usize,
     /// Cases.
     pub passed: usize,
-    /// Cases.
-    pub failed: usize,
+    /// A line for each case that failed: its name and why.
+    pub failed: Vec<String>,
     /// `xl` calls.
     pub repeated: u32,
     /// Names of machines that lost an interrupt.
@@ -63,6 +63,24 @@ pub struct Tally {
     pub broken: Vec<&'static str>,
     /// What the logs of each machine say, by its name.
     logs: Vec<(&'static str, Result<()>)>,
+}
+
+impl Tally {
+    /// Says that a case failed, and keeps it for the end, where nobody has to look for it.
+    fn fail(&mut self, case: &str, why: &str) {
+        say!("    FAILED: {case}: {why}");
+        self.failed.push(format!("{case}: {}", head(why)));
+    }
+}
+
+/// The first lines of a text, which may be long: what a program in the machine printed stands in it.
+fn head(text: &str) -> String {
+    const LINES: usize = 12;
+    let mut lines: Vec<_> = text.lines().take(LINES).collect();
+    if text.lines().count() > LINES {
+        lines.push("... (more in the log)");
+    }
+    lines.join("\n    ")
 }
 
 /// What the lanes share.
@@ -140,14 +158,12 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
     if panics > 0 {
-        say!("{panics} cases FAILED: the lab itself panicked in them");
-        tally.failed += panics;
+        tally.fail(&format!("{panics} lanes"), "the lab itself panicked");
     }
     for case in lock(&queue.waiting).iter() {
         // What looks at the logs is counted below.
         if !case.looks_at_logs() {
-            say!("{}: FAILED: its machine does not boot", case.name);
-            tally.failed += 1;
+            tally.fail(case.name, "its machine does not boot");
         }
     }
     for case in queue.closing {
@@ -156,14 +172,14 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
             tally.logs.into_iter().partition(|(of, _)| *of == name);
         tally.logs = left;
         let machines = found.len();
-        let bad: Vec<_> = found.iter().filter_map(|(_, r)| r.as_ref().err()).collect();
-        for e in &bad {
-            say!("{}, machine \"{name}\": FAILED: {e:#}", case.name);
-        }
+        let mut bad: Vec<_> = found
+            .iter()
+            .filter_map(|(_, r)| Some(format!("{:#}", r.as_ref().err()?)))
+            .collect();
         if machines == 0 {
-            say!("{}, machine \"{name}\": FAILED: there was none", case.name);
+            bad.push("there was none".into());
         }
-        if machines > 0 && bad.is_empty() {
+        if bad.is_empty() {
             let lost = tally.lost.iter().filter(|of| **of == name).count();
             let lost = match lost {
                 0 => String::new(),
@@ -172,7 +188,10 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
             say!("{}: {machines} machines \"{name}\" passed{lost}", case.name);
             tally.passed += 1;
         } else {
-            tally.failed += 1;
+            tally.fail(
+                &format!("{}, machine \"{name}\"", case.name),
+                &bad.join("; "),
+            );
         }
     }
     Ok(tally)
@@ -216,10 +235,7 @@ impl Queue<'_> {
                 Ok((here, true)) => machine = Some((here, case.profile)),
                 // Whatever is wrong with it, the next case does not inherit it.
                 Ok((here, false)) => self.end(Some((here, case.profile))),
-                Err(e) => {
-                    say!("    FAILED: {}: {e:#}", case.name);
-                    lock(&self.tally).failed += 1;
-                }
+                Err(e) => lock(&self.tally).fail(case.name, &format!("{e:#}")),
             }
         }
         self.end(machine);
@@ -269,8 +285,7 @@ impl Queue<'_> {
                 say!("    passed in {seconds:.1} s: {}", case.name);
             }
             Err(e) => {
-                lock(&self.tally).failed += 1;
-                say!("    FAILED in {seconds:.1} s: {}: {e:#}", case.name);
+                lock(&self.tally).fail(case.name, &format!("after {seconds:.1} s: {e:#}"));
                 report(&machine);
             }
         }
@@ -350,6 +365,15 @@ mod tests {
         let text = "MemTotal:  100 kB\nMemAvailable:    5242880 kB\n";
         assert_eq!(available_kib(text), 5 << 20);
         assert_eq!(available_kib(""), 0);
+    }
+
+    #[test]
+    fn failures_stand_at_the_end_and_are_short() {
+        let mut tally = Tally::default();
+        tally.fail("check_1", "a\nb");
+        assert_eq!(tally.failed, ["check_1: a\n    b"]);
+        tally.fail("check_2", &"line\n".repeat(100));
+        assert_eq!(tally.failed[1].lines().count(), 13);
     }
 
     #[test]

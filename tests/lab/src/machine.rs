@@ -76,7 +76,7 @@ pub const STANDARD: Profile = Profile {
         "-netdev user,id=net53 -device rtl8139,netdev=net53,bus=bridge5,addr=3.0,romfile=",
         "-netdev user,id=net54 -device rtl8139,netdev=net54,bus=bridge5,addr=4.0,romfile=",
         "-device pcie-root-port,id=port6,addr=15.0,chassis=6,slot=6 -device edu,bus=port6",
-        // Their firmware has a reset method of their own, which takes two seconds.
+        // Their firmware has a reset method of their own, which takes seconds.
         "-device pci-testdev,addr=16.0 -device pci-testdev,addr=17.0",
         "-device pci-testdev,addr=18.0 -device pci-testdev,addr=19.0",
         "-acpitable sig=SSDT,rev=2,data={run}/slow-resets",
@@ -85,7 +85,7 @@ pub const STANDARD: Profile = Profile {
     dom0: "",
 };
 
-/// Functions of [`STANDARD`] whose reset takes two seconds.
+/// Functions of [`STANDARD`] whose reset takes [`SLOW_RESET`] times two seconds.
 pub const SLOW: [&str; 4] = [
     "0000:00:16.0",
     "0000:00:17.0",
@@ -93,17 +93,27 @@ pub const SLOW: [&str; 4] = [
     "0000:00:19.0",
 ];
 
+/// Long enough that a busy host does other things meanwhile.
+const SLOW_RESET: usize = 2;
+/// Where the machine's clock does not depend on the host.
+const SLOW_RESET_COUNTED: usize = 1;
+
 /// The body of the ACPI table that gives [`SLOW`] their resets: for each
-/// `Scope(\_SB.PCI0.Sxx) { Method(_RST, 0, Serialized) { Sleep(2000) } }`, where `xx` is slot and function.
-fn slow_resets() -> Vec<u8> {
+/// `Scope(\_SB.PCI0.Sxx) { Method(_RST, 0, Serialized) { Sleep(2000) ... } }`, where `xx` is slot and
+/// function. The kernel cuts each sleep to two seconds.
+fn slow_resets(sleeps: usize) -> Vec<u8> {
     let mut table = Vec::new();
     for devfn in (0x16..0x1a).map(|slot| slot << 3) {
-        let method = b"\x14\x0b_RST\x08\x5b\x22\x0b\xd0\x07";
+        let sleep = b"\x5b\x22\x0b\xd0\x07".repeat(sleeps);
+        // This length, too.
+        let mut method = vec![0x14, (6 + sleep.len()) as u8];
+        method.extend(b"_RST\x08");
+        method.extend(sleep);
         let name = format!("\\\x2f\x03_SB_PCI0S{devfn:02X}_");
         // The length has itself in it.
         table.extend([0x10, (1 + name.len() + method.len()) as u8]);
         table.extend(name.as_bytes());
-        table.extend(method);
+        table.extend(&method);
     }
     table
 }
@@ -210,9 +220,18 @@ pub struct Machine {
     run: PathBuf,
     /// Of the kernels in it.
     kernel_args: String,
-    /// How much longer than the ordinary machine it may take.
-    patience: u64,
+    /// How many times longer than said anything may take inside, in the machine's own time.
+    inside: u64,
+    /// The same, in the host's time.
+    outside: u64,
 }
+
+/// The limits in the cases are generous on an idle host. A busy one, or one of another make, may take this many
+/// times as long, and nothing is wrong then.
+const PATIENCE: u64 = 4;
+
+/// Emulated instructions that are counted take the host longer, but not the machine.
+const PATIENCE_COUNTED: u64 = 8;
 
 /// Xen: each option saves a table, a check or a wait that the lab does not need. `no` alone would also switch
 /// the FPU lazily, which the emulator does not survive: two guests on one CPU corrupt each other's registers.
@@ -251,6 +270,7 @@ impl Machine {
             None => format!("{KERNEL_ARGS} {UNCOUNTED_ARGS}"),
             Some(_) => KERNEL_ARGS.to_owned(),
         };
+        let slow_reset = options.counted.map_or(SLOW_RESET, |_| SLOW_RESET_COUNTED);
         let shell = if options.interactive { " shell" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -274,7 +294,7 @@ impl Machine {
                 "-nodefaults",
                 "-no-reboot",
             ])
-            .args(devices(profile, &run)?)
+            .args(devices(profile, &run, slow_reset)?)
             .arg("-kernel")
             .arg(&images.xen)
             .arg("-append")
@@ -344,21 +364,31 @@ impl Machine {
             console,
             run,
             kernel_args,
-            patience: if options.counted.is_some() { 8 } else { 1 },
+            inside: options.counted.map_or(PATIENCE, |_| 1),
+            outside: options.counted.map_or(PATIENCE, |_| PATIENCE_COUNTED),
         };
         machine.ask("true", 180).context("dom0 did not come up")?;
         Ok(machine)
     }
 
-    /// Runs a shell command in dom0.
+    /// Runs a shell command in dom0, for at most so many seconds on an idle host.
     pub fn ask(&self, command: &str, seconds: u64) -> Result<Answer> {
+        self.ask_for(
+            command,
+            seconds * self.inside,
+            (seconds + 10) * self.outside,
+        )
+    }
+
+    /// Runs a shell command in dom0 for at most `inside` seconds of its time, `outside` of the host's.
+    fn ask_for(&self, command: &str, inside: u64, outside: u64) -> Result<Answer> {
         let id = self.next_id.replace(self.next_id.get() + 1);
         let request = Request {
             id,
-            timeout: seconds,
+            timeout: inside,
             command: command.to_owned(),
         };
-        let end = Instant::now() + Duration::from_secs((seconds + 10) * self.patience);
+        let end = Instant::now() + Duration::from_secs(outside);
         while Instant::now() < end {
             (&self.control)
                 .write_all(request.to_line().as_bytes())
@@ -374,7 +404,7 @@ impl Machine {
                 }
             }
         }
-        bail!("dom0 gave no answer in {seconds} s to: {command}")
+        bail!("dom0 gave no answer in {outside} s to: {command}")
     }
 
     /// As [`Self::ask`]; a status other than 0 is an error. Gives the output.
@@ -453,9 +483,9 @@ impl Machine {
             name: name.to_owned(),
             tty: self.sh(&tty)?.trim().into(),
         };
-        let end = Instant::now() + Duration::from_secs(300 * self.patience);
+        let end = Instant::now() + Duration::from_secs(300 * self.outside);
         loop {
-            match guest.ask("true", 5) {
+            match guest.try_for("true", 5) {
                 Ok(answer) if answer.status == 0 => return Ok(guest),
                 _ if Instant::now() < end => {}
                 result => {
@@ -468,7 +498,8 @@ impl Machine {
 
     /// Waits until a shell condition holds in dom0.
     pub fn until(&self, condition: &str, seconds: u64) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(seconds * self.patience);
+        let seconds = seconds * self.outside;
+        let end = Instant::now() + Duration::from_secs(seconds);
         while self.ask(condition, 20)?.status != 0 {
             ensure!(
                 Instant::now() < end,
@@ -545,11 +576,11 @@ fn has_own_vector_in_service(lapic: &str) -> bool {
 }
 
 /// A profile's arguments of QEMU, and its disks made.
-fn devices(profile: &Profile, run: &Path) -> Result<Vec<String>> {
+fn devices(profile: &Profile, run: &Path, slow_reset: usize) -> Result<Vec<String>> {
     for (name, size) in profile.disks {
         std::fs::write(run.join(name), crate::files::contents(size << 20))?;
     }
-    std::fs::write(run.join("slow-resets"), slow_resets())?;
+    std::fs::write(run.join("slow-resets"), slow_resets(slow_reset))?;
     let run = run.to_str().context("a path that is not UTF-8")?;
     Ok(profile
         .devices
@@ -602,9 +633,17 @@ impl Guest<'_> {
             .ask(&self.command(command, seconds), seconds + 15)
     }
 
+    /// As [`Self::ask`], for something that may well not be answered: no longer than said.
+    pub fn try_for(&self, command: &str, seconds: u64) -> Result<Answer> {
+        let command = format!("agent ask {} {seconds} '{command}'", self.tty);
+        let outside = (seconds + 25) * self.machine.outside;
+        self.machine.ask_for(&command, seconds + 15, outside)
+    }
+
     /// What dom0 runs to have the guest run a shell command.
     pub fn command(&self, command: &str, seconds: u64) -> String {
         let quoted = command.replace('\'', r"'\''");
+        let seconds = seconds * self.machine.inside;
         format!("agent ask {} {seconds} '{quoted}'", self.tty)
     }
 
@@ -628,7 +667,7 @@ impl Guest<'_> {
 
     /// Waits until a shell condition holds in the guest.
     pub fn until(&self, condition: &str, seconds: u64) -> Result<()> {
-        let tenths = seconds * 10;
+        let tenths = seconds * self.machine.inside * 10;
         self.sh_within(
             &format!("i=0; until {condition}; do i=$((i + 1)); [ $i = {tenths} ] && exit 1; sleep 0.1; done"),
             seconds + 60,

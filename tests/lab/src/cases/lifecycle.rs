@@ -366,11 +366,11 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
     // other's is taken away and given again, which needs the thread that serves xenbus each time.
     let plug = |state: &str, owner: &str| {
         format!(
-            "xenstore-write {back}/state-0 {state} && xenstore-write {back}/state 7
-             i=0; while [ $(xenstore-read {back}/state) = 7 ]; do i=$((i + 1)); [ $i = 400 ] && exit 1; sleep 0.05; done
-             echo answered while $(grep -c releasing {DRIVER}/status) were releasing
+            "xenstore-write {back}/state-0 {state} {back}/state 7
+             i=0; while [ $(xenstore-read {back}/state) = 7 ]; do i=$((i + 1)); [ $i = 1600 ] && exit 1; sleep 0.05; done
+             echo answered while $(grep -c releasing {DRIVER}/status) were releasing, after $(($(now) - begin)) ms
              i=0; until [ $(xenstore-read {back}/state) = 4 ] && grep -q '^{NIC} {owner}' {DRIVER}/status; do
-               i=$((i + 1)); [ $i = 400 ] && exit 1; sleep 0.05; done
+               i=$((i + 1)); [ $i = 1600 ] && exit 1; sleep 0.05; done
              echo {owner} after $(($(now) - begin)) ms, others: $(grep -c releasing {DRIVER}/status) releasing"
         )
     };

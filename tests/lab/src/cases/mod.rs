@@ -77,6 +77,8 @@ const ONLY_FULL: &[&str] = &[
     "by_the_hundred",
     // Not yet seen behind all the cases that now come before it.
     "logs_are_free_of_warnings",
+    // A minute for a rare thing.
+    "a_restored_guest",
     // A minute for a card that is put in and pulled out.
     "a_card_that_is_put_in",
     // Minutes of load.
@@ -183,7 +185,7 @@ impl<'a> Lab<'a> {
         let tries = if front == "c" { 4 } else { 1 };
         for number in 1..tries {
             let guest = self.machine.guest(name, &options)?;
-            let there = "i=0; until ls /sys/bus/pci/devices/* >/dev/null 2>&1; do i=$((i + 1)); [ $i = 50 ] && exit 1; sleep 0.1; done";
+            let there = "i=0; until ls /sys/bus/pci/devices/* >/dev/null 2>&1; do i=$((i + 1)); [ $i = 150 ] && exit 1; sleep 0.1; done";
             if guest.ask(there, 30)?.status == 0 {
                 return Ok(guest);
             }
@@ -207,7 +209,7 @@ impl<'a> Lab<'a> {
         self.sh(
             "for d in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy $d; done
              i=0; while grep -q ^xen_pciback /proc/modules && ! rmmod xen_pciback 2>/dev/null; do
-               i=$((i + 1)); [ $i = 60 ] && { rmmod xen_pciback; exit 1; }; sleep 0.5; done
+               i=$((i + 1)); [ $i = 240 ] && { rmmod xen_pciback; exit 1; }; sleep 0.5; done
              for m in e1000e igb nvme 8139cp ahci; do
                ! grep -q \"^$m \" /proc/modules || modprobe -r $m || true
                ! grep -q \"^$m \" /proc/modules || { echo $m stays; exit 1; }; done",
@@ -219,7 +221,7 @@ impl<'a> Lab<'a> {
 /// Starts the NIC in a guest and gets an answer through it.
 pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
     guest.sh("modprobe e1000e && ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
-    guest.sh("i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 300 ] && exit 1; sleep 0.1; done")?;
+    guest.sh("i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 1200 ] && exit 1; sleep 0.1; done")?;
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
     Ok(ping)

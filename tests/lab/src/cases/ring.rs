@@ -155,7 +155,7 @@ impl<'a> Bad<'a> {
 
     /// Connects as a good frontend does.
     pub(super) fn connect(&self) -> Result<()> {
-        self.all(&["connect".to_owned(), "wait 30000 4".to_owned()])?;
+        self.all(&["connect".to_owned(), "wait 120000 4".to_owned()])?;
         Ok(())
     }
 
@@ -479,7 +479,7 @@ impl Bad<'_> {
 }
 
 fn restart() -> Vec<String> {
-    ["state 6", "wait 30000 6", "state 1", "wait 30000 3"]
+    ["state 6", "wait 120000 6", "state 1", "wait 120000 3"]
         .map(str::to_owned)
         .into()
 }
@@ -501,7 +501,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     }
     say!("    40: a state without keys connects nothing");
     // A backend that was never connected stays where it is while the frontend is Closed.
-    bad.all(&["state 6", "state 1", "wait 30000 3"].map(str::to_owned))?;
+    bad.all(&["state 6", "state 1", "wait 120000 3"].map(str::to_owned))?;
     // 39
     let long = "A".repeat(1900);
     let variants: Vec<Vec<String>> = [
@@ -532,7 +532,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
             "store magic 7".to_owned(),
         ];
         commands.extend(keys.iter().cloned());
-        commands.extend(["state 3", "wait 30000 5"].map(str::to_owned));
+        commands.extend(["state 3", "wait 120000 5"].map(str::to_owned));
         bad.all(&commands)
             .with_context(|| format!("39: {keys:?}"))?;
         let error = lab.sh(&format!(
@@ -566,7 +566,7 @@ fn keys(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
     let mut commands = Vec::new();
     for _ in 0..40 {
         commands.extend(restart());
-        commands.extend(["store pci-op-ref 4000", "state 3", "wait 30000 5"].map(str::to_owned));
+        commands.extend(["store pci-op-ref 4000", "state 3", "wait 120000 5"].map(str::to_owned));
     }
     bad.all(&commands)?;
     log_is_bounded(lab, lines, "39 and 40")
@@ -739,7 +739,7 @@ fn flood_and_close(bad: &Bad<'_>) -> Result<()> {
     bad.start_command(0, &format!("flood 60000 0 {NIC} 0 4 0"))?;
     bad.guest.sh("cd /sys/bus/xen/drivers/badfront
          r() { printf %s \"$1\" | dd of=run1 bs=4096 2>/dev/null || { cat run1; exit 1; }; }
-         r 'state 5'; r 'wait 30000 5'; r 'state 6'; r 'wait 30000 6'")?;
+         r 'state 5'; r 'wait 120000 5'; r 'state 6'; r 'wait 120000 6'")?;
     let result = bad.result(0)?;
     say!("    52: {result}");
     // Bounded by an event, not by a time: nobody answers any more.
@@ -747,7 +747,7 @@ fn flood_and_close(bad: &Bad<'_>) -> Result<()> {
         result.contains("then silence") && figure(&result, "answered")? > 0,
         "{result}"
     );
-    bad.all(&["state 1", "wait 30000 3"].map(str::to_owned))?;
+    bad.all(&["state 1", "wait 120000 3"].map(str::to_owned))?;
     bad.connect()?;
     ensure!(
         bad.op(&format!("0 {NIC} 0 4 0"))? == 0x10d3_8086,
@@ -784,7 +784,7 @@ fn flapping(lab: &Lab<'_>, bad: [&Bad<'_>; 2], neighbour: &Neighbour<'_>) -> Res
         let back = super::xenbus::backend(lab, &guest.guest)?;
         let settled = format!("case $(xenstore-read {back}/state) in 3|6) ;; *) exit 1 ;; esac");
         lab.machine.until(&format!("({settled})"), 30)?;
-        guest.all(&["state 1", "wait 30000 3"].map(str::to_owned))?;
+        guest.all(&["state 1", "wait 120000 3"].map(str::to_owned))?;
     }
     first.connect()?;
     ensure!(

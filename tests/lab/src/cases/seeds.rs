@@ -372,7 +372,7 @@ fn seed_1_with_service(lab: &Lab<'_>, story: &Story<'_>) -> Result<()> {
     let driver = story.driver("0000:00:05.0")?;
     ensure!(driver == "e1000e", "it came back to {driver}");
     story.sh("xen-pciback-setup status >/dev/null; test $? = 3")?;
-    story.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0; i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 300 ] && exit 1; sleep 0.1; done; ping -c 2 -W 10 10.0.2.2")?;
+    story.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0; i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 1200 ] && exit 1; sleep 0.1; done; ping -c 2 -W 10 10.0.2.2")?;
     story.step("stop, twice: e1000e has it again, and dom0 pings through it");
 
     story.sh("ip link set eth0 down; sed -i 5,6d /etc/xen/pciback.conf; xen-pciback-setup restart && xen-pciback-setup status")?;
@@ -684,7 +684,7 @@ fn reboot<'a>(lab: &Lab<'a>, guest: Guest<'a>) -> Result<Guest<'a>> {
     };
     let old = domid(lab)?;
     // It has no time to answer.
-    let _ = guest.ask("sync; reboot -f", 3);
+    let _ = guest.try_for("sync; reboot -f", 3);
     lab.machine.until(
         &format!("d=$(xl domid {name} 2>/dev/null) && [ \"$d\" != {old} ] && xenstore-read /local/domain/$d/console/tty"),
         60,
