@@ -174,11 +174,12 @@ impl Handler for Server {
         if this.stop.load(Ordering::Acquire) {
             return;
         }
-        let due = this.event_due.swap(false, Ordering::AcqRel);
         if !this.page.page().flag(wire::FLAG_PCIF_ACTIVE) {
+            let due = this.event_due.swap(false, Ordering::AcqRel);
             irq.eoi(!due);
             return;
         }
+        // A request: if this event was the one that is due, that of the request is due now.
         let start = clock::now();
         let in_time = this.budget.allows(start) && BUDGET_OF_ALL.allows(start);
         if in_time && this.serve_atomic() {
