@@ -12,16 +12,24 @@ use std::{
 
 /// The contents: the same pseudo-random bytes each time (a 64-bit xorshift).
 pub fn contents(len: usize) -> Vec<u8> {
+    pieces(len).flatten().collect()
+}
+
+/// The contents in pieces.
+fn pieces(len: usize) -> impl Iterator<Item = Vec<u8>> {
+    const PIECE: usize = 1 << 16;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
+    (0..len).step_by(PIECE).map(move |at| {
+        let mut bytes = Vec::with_capacity(PIECE);
+        while bytes.len() < PIECE {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes.extend_from_slice(&state.to_le_bytes());
+        }
+        bytes.truncate(len - at);
+        bytes
+    })
 }
 
 /// SHA-256 in hexadecimal digits.
@@ -58,7 +66,7 @@ fn answer(mut stream: TcpStream) -> Option<()> {
         .ok()?;
     let header = format!("HTTP/1.0 200 OK\r\nContent-Length: {len}\r\n\r\n");
     stream.write_all(header.as_bytes()).ok()?;
-    stream.write_all(&contents(len)).ok()
+    pieces(len).try_for_each(|piece| stream.write_all(&piece).ok())
 }
 
 #[cfg(test)]

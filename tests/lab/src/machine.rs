@@ -85,7 +85,7 @@ pub const STANDARD: Profile = Profile {
     dom0: "",
 };
 
-/// Functions of [`STANDARD`] whose reset takes [`SLOW_RESET`] times two seconds.
+/// Functions of [`STANDARD`] whose reset takes two seconds.
 pub const SLOW: [&str; 4] = [
     "0000:00:16.0",
     "0000:00:17.0",
@@ -93,27 +93,17 @@ pub const SLOW: [&str; 4] = [
     "0000:00:19.0",
 ];
 
-/// Long enough that a busy host does other things meanwhile.
-const SLOW_RESET: usize = 2;
-/// Where the machine's clock does not depend on the host.
-const SLOW_RESET_COUNTED: usize = 1;
-
 /// The body of the ACPI table that gives [`SLOW`] their resets: for each
-/// `Scope(\_SB.PCI0.Sxx) { Method(_RST, 0, Serialized) { Sleep(2000) ... } }`, where `xx` is slot and
-/// function. The kernel cuts each sleep to two seconds.
-fn slow_resets(sleeps: usize) -> Vec<u8> {
+/// `Scope(\_SB.PCI0.Sxx) { Method(_RST, 0, Serialized) { Sleep(2000) } }`, where `xx` is slot and function.
+fn slow_resets() -> Vec<u8> {
     let mut table = Vec::new();
     for devfn in (0x16..0x1a).map(|slot| slot << 3) {
-        let sleep = b"\x5b\x22\x0b\xd0\x07".repeat(sleeps);
-        // This length, too.
-        let mut method = vec![0x14, (6 + sleep.len()) as u8];
-        method.extend(b"_RST\x08");
-        method.extend(sleep);
+        let method = b"\x14\x0b_RST\x08\x5b\x22\x0b\xd0\x07";
         let name = format!("\\\x2f\x03_SB_PCI0S{devfn:02X}_");
         // The length has itself in it.
         table.extend([0x10, (1 + name.len() + method.len()) as u8]);
         table.extend(name.as_bytes());
-        table.extend(&method);
+        table.extend(method);
     }
     table
 }
@@ -270,7 +260,6 @@ impl Machine {
             None => format!("{KERNEL_ARGS} {UNCOUNTED_ARGS}"),
             Some(_) => KERNEL_ARGS.to_owned(),
         };
-        let slow_reset = options.counted.map_or(SLOW_RESET, |_| SLOW_RESET_COUNTED);
         let shell = if options.interactive { " shell" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -294,7 +283,7 @@ impl Machine {
                 "-nodefaults",
                 "-no-reboot",
             ])
-            .args(devices(profile, &run, slow_reset)?)
+            .args(devices(profile, &run)?)
             .arg("-kernel")
             .arg(&images.xen)
             .arg("-append")
@@ -576,11 +565,11 @@ fn has_own_vector_in_service(lapic: &str) -> bool {
 }
 
 /// A profile's arguments of QEMU, and its disks made.
-fn devices(profile: &Profile, run: &Path, slow_reset: usize) -> Result<Vec<String>> {
+fn devices(profile: &Profile, run: &Path) -> Result<Vec<String>> {
     for (name, size) in profile.disks {
         std::fs::write(run.join(name), crate::files::contents(size << 20))?;
     }
-    std::fs::write(run.join("slow-resets"), slow_resets(slow_reset))?;
+    std::fs::write(run.join("slow-resets"), slow_resets())?;
     let run = run.to_str().context("a path that is not UTF-8")?;
     Ok(profile
         .devices
@@ -635,15 +624,18 @@ impl Guest<'_> {
 
     /// As [`Self::ask`], for something that may well not be answered: no longer than said.
     pub fn try_for(&self, command: &str, seconds: u64) -> Result<Answer> {
-        let command = format!("agent ask {} {seconds} '{command}'", self.tty);
         let outside = (seconds + 25) * self.machine.outside;
+        let command = self.command_for(command, seconds);
         self.machine.ask_for(&command, seconds + 15, outside)
     }
 
     /// What dom0 runs to have the guest run a shell command.
     pub fn command(&self, command: &str, seconds: u64) -> String {
+        self.command_for(command, seconds * self.machine.inside)
+    }
+
+    fn command_for(&self, command: &str, seconds: u64) -> String {
         let quoted = command.replace('\'', r"'\''");
-        let seconds = seconds * self.machine.inside;
         format!("agent ask {} {seconds} '{quoted}'", self.tty)
     }
 

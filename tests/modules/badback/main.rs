@@ -186,8 +186,12 @@ impl Run<0> for Server {
             irq.eoi(false);
         }
         if this.device.is(Mode::Flood) && !this.stop.load(Ordering::Acquire) {
-            for _ in 0..10_000 {
-                irq.notify();
+            for _ in 0..10 {
+                for _ in 0..1_000 {
+                    irq.notify();
+                }
+                // dom0 has one CPU, and others on it.
+                fsleep(Delta::from_millis(2));
             }
             QUEUE.add::<Self, 0>(this);
         }
@@ -465,7 +469,7 @@ impl Backend {
         if let Some(channel) = &link.channel {
             channel.irq().notify();
         }
-        for _ in 0..500 {
+        for _ in 0..2_000 {
             if !page.flag(wire::FLAG_PCIB_ACTIVE) {
                 let verdict = page.read(wire::AER + 4);
                 return store::NOW.write(self.dev.directory(), c"verdict", fmt!("{verdict}"));

@@ -313,7 +313,7 @@ fn flood(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result 
     while peer.goes_on(start, ms) {
         link.post(&op, &entries);
         // An end that stops answering ends the flood, it is no error of the command.
-        if !peer.answered(&link, 3_000) {
+        if !peer.answered(&link, 15_000) {
             return out.say(fmt!(
                 "answered={answered} err={} other_err={other} then silence",
                 first.unwrap_or(1)

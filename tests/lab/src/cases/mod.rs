@@ -210,6 +210,8 @@ impl<'a> Lab<'a> {
             "for d in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy $d; done
              i=0; while grep -q ^xen_pciback /proc/modules && ! rmmod xen_pciback 2>/dev/null; do
                i=$((i + 1)); [ $i = 240 ] && { rmmod xen_pciback; exit 1; }; sleep 0.5; done
+             # Of guests with several devices the toolstack leaves keys when it gives up waiting.
+             xenstore-rm /local/domain/0/backend/pci 2>/dev/null
              for m in e1000e igb nvme 8139cp ahci; do
                ! grep -q \"^$m \" /proc/modules || modprobe -r $m || true
                ! grep -q \"^$m \" /proc/modules || { echo $m stays; exit 1; }; done",
