@@ -350,7 +350,7 @@ fn requests(lab: &Lab<'_>) -> Result<()> {
     msix(lab, &bad).context("50")?;
     msi(lab, &bad).context("74 to 76")?;
     keys(lab, &bad).context("39 and 40")?;
-    bad.guest.destroy()
+    bad.guest.destroy_with_many()
 }
 
 /// MSI-X requests that cannot be right enable nothing (50).
