@@ -12,7 +12,7 @@ use std::{
 
 /// The contents: the same pseudo-random bytes each time (a 64-bit xorshift).
 pub fn contents(len: usize) -> Vec<u8> {
-    pieces(len).flatten().collect()
+    pieces(len).collect::<Vec<_>>().concat()
 }
 
 /// The contents in pieces.

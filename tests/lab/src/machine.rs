@@ -76,7 +76,7 @@ pub const STANDARD: Profile = Profile {
         "-netdev user,id=net53 -device rtl8139,netdev=net53,bus=bridge5,addr=3.0,romfile=",
         "-netdev user,id=net54 -device rtl8139,netdev=net54,bus=bridge5,addr=4.0,romfile=",
         "-device pcie-root-port,id=port6,addr=15.0,chassis=6,slot=6 -device edu,bus=port6",
-        // Their firmware has a reset method of their own, which takes seconds.
+        // Their firmware has a reset method of their own, which takes two seconds.
         "-device pci-testdev,addr=16.0 -device pci-testdev,addr=17.0",
         "-device pci-testdev,addr=18.0 -device pci-testdev,addr=19.0",
         "-acpitable sig=SSDT,rev=2,data={run}/slow-resets",

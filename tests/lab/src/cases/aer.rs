@@ -75,7 +75,7 @@ fn recovers(lab: &Lab<'_>) -> Result<()> {
             "{error:#x}: {log}"
         );
         ensure!(!log.contains("cannot recover"), "{error:#x}: {log}");
-        guest.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
+        guest.until(super::LINK_IS_UP, 30)?;
         let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
         ensure!(ping.contains("3 packets received"), "{error:#x}: {ping}");
     }

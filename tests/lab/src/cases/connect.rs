@@ -208,6 +208,7 @@ fn reads_of_four(lab: &Lab<'_>) -> Result<String> {
         "dmesg | grep -E 'without its event|has not answered in'",
         20,
     )?;
+    ensure!(said.status <= 1, "the guest's log: {said:?}");
     guest.destroy()?;
     if !said.output.trim().is_empty() {
         return Ok(said.output.trim().to_owned());

@@ -105,7 +105,7 @@ fn save(lab: &Lab<'_>) -> Result<()> {
     saved(lab, "save -c save")?;
     lab.sh("rm /tmp/save.image")?;
     guest.sh("dmesg | grep -q 'suspending xenstore'")?;
-    guest.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
+    guest.until(super::LINK_IS_UP, 30)?;
     ensure!(
         guest
             .sh("ping -c 3 -W 10 10.0.2.2")?

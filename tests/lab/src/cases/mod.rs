@@ -220,10 +220,13 @@ impl<'a> Lab<'a> {
     }
 }
 
+/// The NIC of dom0 or a guest can be used.
+pub const LINK_IS_UP: &str = "[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]";
+
 /// Starts the NIC in a guest and gets an answer through it.
 pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
     guest.sh("modprobe e1000e && ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
-    guest.sh("i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 1200 ] && exit 1; sleep 0.1; done")?;
+    guest.until(LINK_IS_UP, 30)?;
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
     Ok(ping)

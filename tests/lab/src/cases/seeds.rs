@@ -372,7 +372,9 @@ fn seed_1_with_service(lab: &Lab<'_>, story: &Story<'_>) -> Result<()> {
     let driver = story.driver("0000:00:05.0")?;
     ensure!(driver == "e1000e", "it came back to {driver}");
     story.sh("xen-pciback-setup status >/dev/null; test $? = 3")?;
-    story.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0; i=0; until [ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]; do i=$((i + 1)); [ $i = 1200 ] && exit 1; sleep 0.1; done; ping -c 2 -W 10 10.0.2.2")?;
+    story.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
+    lab.machine.until(super::LINK_IS_UP, 30)?;
+    story.sh("ping -c 2 -W 10 10.0.2.2")?;
     story.step("stop, twice: e1000e has it again, and dom0 pings through it");
 
     story.sh("ip link set eth0 down; sed -i 5,6d /etc/xen/pciback.conf; xen-pciback-setup restart && xen-pciback-setup status")?;
@@ -487,7 +489,7 @@ fn start_driver_domain<'a>(lab: &Lab<'a>) -> Result<Guest<'a>> {
 fn serve_bridge(domain: &Guest<'_>) -> Result<()> {
     domain.until("[ -e /sys/class/net/eth0 ]", 20)?;
     domain.sh("brctl addbr xenbr0 && brctl addif xenbr0 eth0 && ip link set eth0 up && ip link set xenbr0 up && ip addr add 10.0.2.15/24 dev xenbr0")?;
-    domain.until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
+    domain.until(super::LINK_IS_UP, 30)?;
     let ping = domain.sh("ping -c 2 -W 10 10.0.2.2")?;
     ensure!(ping.contains("2 packets received"), "{ping}");
     domain.sh("xl devd")?;

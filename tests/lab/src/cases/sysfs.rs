@@ -213,8 +213,7 @@ fn assignable(lab: &Lab<'_>) -> Result<()> {
     let driver = lab.sh(&format!("readlink /sys/bus/pci/devices/{NIC}/driver"))?;
     ensure!(driver.trim().ends_with("/e1000e"), "driver: {driver}");
     lab.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
-    lab.machine
-        .until("[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]", 30)?;
+    lab.machine.until(super::LINK_IS_UP, 30)?;
     let ping = lab.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
     Ok(())
