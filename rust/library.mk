@@ -33,6 +33,13 @@ $(obj)/uts_version.rs: FORCE
 	$(call filechk,uts_version)
 export XENPCI_UTS_FILE := $(abspath $(obj))/uts_version.rs
 
+# Differences between kernels stand in rust/xen/compat.rs under `since_A_B`: Linux A.B
+# brought them. Those that this kernel has are set.
+xenpci-steps := $(shell grep -o 'since_[0-9]*_[0-9]*' $(xenpci-rust)/xen/compat.rs | sort -u)
+xenpci-since = $(shell echo '$(VERSION) $(PATCHLEVEL) $(1)' | tr _ ' ' | \
+	awk '$$1 > $$4 || $$1 == $$4 && $$2 >= $$5 { print "--cfg=$(1)" }')
+xenpci-version := $(foreach step,$(xenpci-steps),--check-cfg='cfg($(step))' $(call xenpci-since,$(step)))
+
 xenpci-lib-cmd = $(rust_common_cmd) -Cmetadata=$(xenpci-driver) -L $(obj) -Dwarnings \
 		-Zcross-crate-inline-threshold=always --emit=obj=$@
 
@@ -41,7 +48,7 @@ quiet_cmd_rustc_pciif = RUSTC L $(quiet_modtag) $@
 		--emit=metadata=$(obj)/libpciif.rmeta $< $(cmd_objtool)
 
 quiet_cmd_rustc_xen = RUSTC L $(quiet_modtag) $@
-      cmd_rustc_xen = XENPCI_DRIVER=$(xenpci-driver) $(xenpci-lib-cmd) --crate-name xen \
+      cmd_rustc_xen = XENPCI_DRIVER=$(xenpci-driver) $(xenpci-lib-cmd) $(xenpci-version) --crate-name xen \
 		--extern pciif --emit=metadata=$(obj)/libxen.rmeta $< $(cmd_objtool)
 
 $(obj)/lib_pciif.o: $(xenpci-rust)/pciif/src/lib.rs FORCE

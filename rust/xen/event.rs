@@ -6,7 +6,7 @@
 //! that it has dealt with the event, and whether it brought work. A peer that sends events without
 //! work is slowed down by the core (XSA-332, XSA-391).
 
-use crate::{sys, xenbus};
+use crate::{compat::irqreturn, sys, xenbus};
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::{
     bindings,
@@ -207,5 +207,5 @@ extern "C" fn callback<T: Handler>(
     let handler = unsafe { ArcBorrow::from_raw(cookie.cast::<T>().cast_const()) };
     // CAST: the kernel passes the number of a bound interrupt, which is not negative.
     T::on_event(handler, Irq(irq as u32));
-    bindings::irqreturn_IRQ_HANDLED
+    irqreturn::IRQ_HANDLED
 }

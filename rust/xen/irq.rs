@@ -5,7 +5,7 @@
 //! The kernel crate requests interrupts for devices of its own drivers only; a passthrough driver
 //! wants one for a line that a guest serves.
 
-use crate::sys;
+use crate::{compat::irqreturn, sys};
 use kernel::{
     bindings,
     error::to_result,
@@ -125,8 +125,8 @@ extern "C" fn callback<T: Handler>(
     // SAFETY: the cookie is the `Arc<T>` of the line, which outlives the registration.
     let handler = unsafe { ArcBorrow::from_raw(cookie.cast::<T>().cast_const()) };
     if T::on_interrupt(handler) {
-        bindings::irqreturn_IRQ_HANDLED
+        irqreturn::IRQ_HANDLED
     } else {
-        bindings::irqreturn_IRQ_NONE
+        irqreturn::IRQ_NONE
     }
 }

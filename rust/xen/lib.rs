@@ -25,6 +25,7 @@
 pub const __LOG_PREFIX: &[u8] = concat!(env!("XENPCI_DRIVER"), "\0").as_bytes();
 
 pub mod clock;
+pub mod compat;
 pub mod event;
 pub mod irq;
 pub mod lock;

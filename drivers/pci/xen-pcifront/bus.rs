@@ -541,7 +541,7 @@ impl Drop for RootBus {
                 LAST_USER / 1000
             );
             // SAFETY: this module, which is running. Never given back: `release` is in it.
-            unsafe { bindings::__module_get(crate::THIS_MODULE.as_ptr()) };
+            unsafe { bindings::__module_get(xen::this_module!().as_ptr()) };
         }
     }
 }
