@@ -8,6 +8,7 @@
 
 use crate::{sys, xenbus};
 use kernel::{bindings, error::to_result, ffi, prelude::*};
+use pciif::wire::{self, Flag};
 
 /// Size of the shared page in bytes.
 pub const PAGE_BYTES: usize = 4096;
@@ -54,26 +55,27 @@ impl SharedPage {
         }
     }
 
-    /// Whether a bit of the flags word (at offset 0) is set. What is read after this is not older.
-    pub fn flag(&self, bit: u32) -> bool {
-        let set = self.read(0) & 1u32.wrapping_shl(bit) != 0;
+    /// Whether a bit of the flags word is set. What is read after this is not older.
+    pub fn flag(&self, flag: Flag) -> bool {
+        let set = self.read(wire::FLAGS) & flag.mask() != 0;
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         set
     }
 
     /// Sets a bit of the flags word: one locked instruction, no loop that the peer could prolong.
     /// Everything written before is visible before it.
-    pub fn set_flag(&self, bit: u32) {
+    pub fn set_flag(&self, flag: Flag) {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        // SAFETY: the page's first 8 bytes, aligned; neighbouring bits keep their values.
-        unsafe { bindings::set_bit(bit as ffi::c_ulong, self.base.cast()) }
+        // SAFETY: `set_bit` changes one bit of the aligned 8 bytes at the start of the page, which
+        // is mapped by the type invariant: a flag's number is below 32.
+        unsafe { bindings::set_bit(flag.number() as ffi::c_ulong, self.base.cast()) }
     }
 
     /// Clears a bit of the flags word, as [`Self::set_flag`].
-    pub fn clear_flag(&self, bit: u32) {
+    pub fn clear_flag(&self, flag: Flag) {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        // SAFETY: as in `set_flag`.
-        unsafe { bindings::clear_bit(bit as ffi::c_ulong, self.base.cast()) }
+        // SAFETY: as for `set_bit` in `set_flag`.
+        unsafe { bindings::clear_bit(flag.number() as ffi::c_ulong, self.base.cast()) }
     }
 }
 

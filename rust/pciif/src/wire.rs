@@ -52,14 +52,41 @@ pub const MSIX_ENTRY_SIZE: usize = 4;
 /// How many MSI-X entries one request can carry.
 pub const MAX_MSIX_VECTORS: u16 = 128;
 
-/// The number of the flag bit that is set by the frontend with a request and cleared by the backend
-/// with its answer.
-pub const FLAG_PCIF_ACTIVE: u32 = 0;
-/// The number of the flag bit that the frontend sets once when it can serve error messages.
-pub const FLAG_PCIB_AERHANDLER: u32 = 1;
-/// The number of the flag bit that is set by the backend with an error message and cleared by the
-/// frontend with its answer.
-pub const FLAG_PCIB_ACTIVE: u32 = 2;
+/// A bit of the flags word.
+///
+/// # Invariants
+///
+/// The number is below 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag(u8);
+
+impl Flag {
+    /// The bit with that number, if the word has it.
+    pub const fn of_bit(number: u32) -> Option<Self> {
+        match number {
+            // INVARIANT: below 32 by the pattern.
+            0..=31 => Some(Self(number as u8)),
+            _ => None,
+        }
+    }
+
+    /// The number of the bit, below 32.
+    pub const fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The bit in the word.
+    pub const fn mask(self) -> u32 {
+        1 << self.0
+    }
+}
+
+/// Set by the frontend with a request and cleared by the backend with its answer.
+pub const FLAG_PCIF_ACTIVE: Flag = Flag(0);
+/// Set by the frontend once, when it can serve error messages.
+pub const FLAG_PCIB_AERHANDLER: Flag = Flag(1);
+/// Set by the backend with an error message and cleared by the frontend with its answer.
+pub const FLAG_PCIB_ACTIVE: Flag = Flag(2);
 
 /// The text of the frontend's `magic` key (behaviour, section 4.1).
 pub const MAGIC: &[u8] = b"7";
@@ -183,6 +210,20 @@ impl MsixEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flag_is_one_of_the_words_32_bits() {
+        for number in 0..32 {
+            let flag = Flag::of_bit(number).unwrap();
+            assert_eq!((flag.number(), flag.mask()), (number, 1 << number));
+        }
+        for number in [32, 33, 64, 255, 256, u32::MAX] {
+            assert_eq!(Flag::of_bit(number), None);
+        }
+        assert_eq!(FLAG_PCIF_ACTIVE.mask(), 1);
+        assert_eq!(FLAG_PCIB_AERHANDLER.mask(), 2);
+        assert_eq!(FLAG_PCIB_ACTIVE.mask(), 4);
+    }
 
     #[test]
     fn words_keep_their_order_and_sign() {

@@ -198,10 +198,10 @@ fn run_one(peer: &Peer, text: &str, out: &mut Text) -> Result {
         "flag" => {
             let link = peer.link()?;
             let set = words.text()?;
-            let bit = words.number()?.min(31);
+            let flag = wire::Flag::of_bit(words.number()?).ok_or(EINVAL)?;
             match set {
-                "set" => link.page().set_flag(bit),
-                "clear" => link.page().clear_flag(bit),
+                "set" => link.page().set_flag(flag),
+                "clear" => link.page().clear_flag(flag),
                 _ => return Err(EINVAL),
             }
         }
