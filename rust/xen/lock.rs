@@ -11,6 +11,7 @@
 use crate::sys;
 use core::{
     cell::UnsafeCell,
+    marker::PhantomData,
     ops::{Deref, DerefMut},
 };
 use kernel::{
@@ -120,6 +121,7 @@ impl<T> DualLock<T> {
         DualGuard {
             lock: self,
             _turn: turn,
+            _value: PhantomData,
         }
     }
 
@@ -132,6 +134,7 @@ impl<T> DualLock<T> {
         (!*busy).then_some(AtomicGuard {
             lock: self,
             _busy: busy,
+            _value: PhantomData,
         })
     }
 }
@@ -144,6 +147,8 @@ impl<T> DualLock<T> {
 pub struct DualGuard<'a, T> {
     lock: &'a DualLock<T>,
     _turn: Guard<'a, (), MutexBackend>,
+    // As good as the reference that it gives: shared between threads only if the value may be.
+    _value: PhantomData<&'a mut T>,
 }
 
 impl<T> Drop for DualGuard<'_, T> {
@@ -160,6 +165,8 @@ impl<T> Drop for DualGuard<'_, T> {
 pub struct AtomicGuard<'a, T> {
     lock: &'a DualLock<T>,
     _busy: Guard<'a, bool, RawIrqBackend>,
+    // As in `DualGuard`.
+    _value: PhantomData<&'a mut T>,
 }
 
 impl<T> Deref for DualGuard<'_, T> {

@@ -14,7 +14,7 @@ use kernel::{
     prelude::*,
     str::{CStr, CStrExt, CString},
     sync::{Arc, ArcBorrow},
-    types::Opaque,
+    types::{NotThreadSafe, Opaque},
 };
 use pciif::config::{BarFlags, BarInfo};
 use pciif::{
@@ -59,8 +59,9 @@ impl Drop for Device {
     }
 }
 
-/// Holds a function's device lock, under which drivers are bound, unbound and reset.
-pub struct DeviceLock<'a>(&'a Device);
+/// Holds a function's device lock, under which drivers are bound, unbound and reset. The lock is a
+/// mutex, so the thread that took it gives it back.
+pub struct DeviceLock<'a>(&'a Device, NotThreadSafe);
 
 impl Drop for DeviceLock<'_> {
     fn drop(&mut self) {
@@ -119,7 +120,7 @@ impl Device {
     pub fn lock(&self) -> DeviceLock<'_> {
         // SAFETY: alive by the invariant.
         unsafe { sys::device_lock(self.generic()) };
-        DeviceLock(self)
+        DeviceLock(self, NotThreadSafe)
     }
 
     /// The host address; `None` in a segment that Xen can not name (above 0xffff). Atomic.

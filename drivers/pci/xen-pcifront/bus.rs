@@ -30,6 +30,7 @@ use kernel::{
     prelude::*,
     sync::Arc,
     time::{delay::fsleep, Delta},
+    types::NotThreadSafe,
 };
 use pciif::{
     access::ConfigAccess,
@@ -301,14 +302,15 @@ extern "C" fn write(
     }
 }
 
-/// Holds the PCI core's lock against concurrent scans and removals.
-struct RescanLock;
+/// Holds the PCI core's lock against concurrent scans and removals. The lock is a mutex, so the
+/// thread that took it gives it back.
+struct RescanLock(NotThreadSafe);
 
 impl RescanLock {
     fn take() -> Self {
         // SAFETY: sleepable context, not held: it is only taken in this file.
         unsafe { bindings::pci_lock_rescan_remove() };
-        Self
+        Self(NotThreadSafe)
     }
 }
 
