@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The initramfs images of dom0 and of the guests, made of the root file system's own files.
+//! The initramfs images of dom0 and of the guests, made of files of root file systems.
+//!
+//! dom0 and the guests may run different kernels ([`Paths::dom0`], [`Paths::guest`]). The
+//! hypervisor and all of dom0's programs come from one root file system, because the toolstack is
+//! for one hypervisor and its libraries are for one libc; it need not be the root that the lab
+//! itself runs in ([`Paths::xen_root`]). Which Xen is in it is found by looking. What runs in an
+//! ordinary guest comes from the lab's own root.
 
 use anyhow::{bail, ensure, Context, Result};
 use std::{
@@ -11,14 +17,26 @@ use std::{
     process::{Command, Stdio},
 };
 
+/// A kernel that domains run.
+#[derive(Clone)]
+pub struct Packages {
+    /// Its unpacked packages.
+    pub image: PathBuf,
+    /// Directory of our modules for it. Without, it is a peer: a kernel that has only its own
+    /// drivers.
+    pub modules: Option<PathBuf>,
+}
+
 /// Where things are: given by the environment, see the README.
 pub struct Paths {
-    /// Unpacked kernel packages.
-    pub image: PathBuf,
-    /// The kernel that has both drivers in its tree, if it was made.
+    /// dom0's kernel.
+    pub dom0: Packages,
+    /// The guests'.
+    pub guest: Packages,
+    /// The kernel that has both drivers in its tree, if it was made: for dom0 and guests.
     pub intree: Option<PathBuf>,
-    /// Our two modules.
-    pub modules: PathBuf,
+    /// The root file system of the hypervisor and of dom0's programs.
+    pub xen_root: PathBuf,
     /// What is installed beside them.
     pub dist: PathBuf,
     /// Images and logs.
@@ -29,7 +47,7 @@ pub struct Paths {
 pub struct Images {
     /// The hypervisor.
     pub xen: PathBuf,
-    /// The kernel of dom0 and the guests.
+    /// dom0's kernel.
     pub kernel: PathBuf,
     /// dom0's initramfs, which has the guests' in it.
     pub dom0: PathBuf,
@@ -74,7 +92,93 @@ const DEVICE_DRIVERS: &[&str] = &[
     "xen-blkfront",
     "ext4",
 ];
-const XEN: &str = "/usr/lib/xen-4.20/bin";
+/// What a peer's kernel may lack: the drivers of devices that only the cases of our own kernels
+/// use.
+const PEERS_MAY_LACK: &[&str] = &[
+    "igb",
+    "igbvf",
+    "nvme",
+    "8139cp",
+    "ahci",
+    "sd_mod",
+    "uhci-hcd",
+    "ehci-pci",
+    "usb-storage",
+    "snd-ens1370",
+    "aer_inject",
+];
+
+/// What a kernel may have neither as a module nor built in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// The kernel that our modules are for.
+    Nothing,
+    /// A peer: see [`PEERS_MAY_LACK`].
+    OurDevices,
+    /// The small kernel, which leaves out what its cases do not use.
+    Anything,
+}
+
+impl Lack {
+    fn of(packages: &Packages, which: Kernel) -> Self {
+        match (which, &packages.modules) {
+            (Kernel::InTree, _) => Self::Anything,
+            (Kernel::Stock, Some(_)) => Self::Nothing,
+            (Kernel::Stock, None) => Self::OurDevices,
+        }
+    }
+
+    fn allows(self, module: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::OurDevices => PEERS_MAY_LACK.contains(&module),
+            Self::Anything => true,
+        }
+    }
+}
+
+/// The Xen of a root file system.
+struct Xen {
+    /// Where its toolstack's programs are, as seen inside that root.
+    bin: String,
+    /// The packed hypervisor.
+    hypervisor: PathBuf,
+}
+
+impl Xen {
+    /// The newest Xen that has both a toolstack and a hypervisor in this root.
+    fn of(root: &Path) -> Result<Self> {
+        let names = |dir: &str| -> Vec<String> {
+            let entries = fs::read_dir(root.join(dir)).into_iter().flatten();
+            entries.flatten().map(|e| name(&e.path())).collect()
+        };
+        let (libraries, boot) = (names("usr/lib"), names("boot"));
+        let (version, hypervisor) = newest_xen(&libraries, &boot)
+            .with_context(|| format!("no Xen in {}", root.display()))?;
+        Ok(Self {
+            bin: format!("/usr/lib/xen-{version}/bin"),
+            hypervisor: root.join("boot").join(hypervisor),
+        })
+    }
+}
+
+/// The newest version that is in both lists, as `xen-VERSION` in that of the libraries and as
+/// `xen-VERSION-ARCH.gz` in that of what can be booted; the latter's name is given, too.
+fn newest_xen<'a>(libraries: &'a [String], boot: &'a [String]) -> Option<(&'a str, &'a str)> {
+    // Beside the versions there are names such as xen-common.
+    let numbers = |version: &str| -> Option<Vec<u32>> {
+        let numbers = version.split('.').map(|n| n.parse().ok());
+        numbers.collect()
+    };
+    let versions = libraries.iter().filter_map(|l| l.strip_prefix("xen-"));
+    let both = versions.filter_map(|version| {
+        let start = format!("xen-{version}-");
+        let mut files = boot.iter();
+        let file = files.find(|f| f.starts_with(&start) && f.ends_with(".gz"))?;
+        Some((numbers(version)?, (version, file.as_str())))
+    });
+    both.max().map(|(_, found)| found)
+}
 
 /// Beside the toolstack's own programs: what its hotplug scripts call.
 const SCRIPT_TOOLS: &[&str] = &["/usr/bin/bash", "/usr/bin/flock"];
@@ -94,7 +198,7 @@ ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin
 # The console carries the agent's frames from here on.
 dmesg -n 1
 case " $(cat /proc/cmdline) " in
-*" front=c "*) insmod /modules/c/xen-pcifront.ko ;;
+*" front=c "*) [ ! -e /modules/c/xen-pcifront.ko ] || insmod /modules/c/xen-pcifront.ko ;;
 *" front=none "*) ;;
 *) insmod /modules/rust/xen-pcifront.ko ;;
 esac
@@ -130,64 +234,61 @@ exec agent serve /dev/ttyS1
 
 /// Makes all images for a kernel below `paths.out`.
 pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
-    let (work, packages) = match which {
-        Kernel::Stock => ("images", &paths.image),
-        Kernel::InTree => (
-            "images-intree",
-            paths
-                .intree
-                .as_ref()
-                .context("the in-tree kernel was not made")?,
-        ),
+    let (work, dom0_packages, guest_packages) = match which {
+        Kernel::Stock => ("images", paths.dom0.clone(), paths.guest.clone()),
+        Kernel::InTree => {
+            let image = paths.intree.clone();
+            let packages = Packages {
+                image: image.context("the in-tree kernel was not made")?,
+                modules: None,
+            };
+            ("images-intree", packages.clone(), packages)
+        }
     };
     let work = paths.out.join(work);
     if work.exists() {
         fs::remove_dir_all(&work)?;
     }
     fs::create_dir_all(&work)?;
-    let kernel_dir = kernel_dir(packages)?;
-    let kernel = [
-        "vmlinuz".into(),
-        format!("../../../../boot/vmlinuz-{}", name(&kernel_dir)),
-        format!("../../../boot/vmlinuz-{}", name(&kernel_dir)),
-    ]
-    .iter()
-    .map(|file| kernel_dir.join(file))
-    .find(|file| file.exists())
-    .context("no vmlinuz in the kernel packages")?;
+    let kernel_dir = kernel_dir(&dom0_packages.image)?;
+    let kernel = vmlinuz(&kernel_dir)?;
+    let guest_kernel_dir = self::kernel_dir(&guest_packages.image)?;
+    let guest_lack = Lack::of(&guest_packages, which);
+    let xen = Xen::of(&paths.xen_root)?;
 
-    let guest = Tree::new(work.join("guest"))?;
+    let guest = Tree::new(work.join("guest"), Path::new("/"))?;
     guest.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
     if which == Kernel::Stock {
-        guest.drivers(&kernel_dir, paths, "xen-pcifront")?;
+        guest.drivers(&guest_kernel_dir, &guest_packages, "xen-pcifront")?;
     }
-    guest.kernel_modules(&kernel_dir, DEVICE_DRIVERS, which)?;
+    guest.kernel_modules(&guest_kernel_dir, DEVICE_DRIVERS, guest_lack)?;
     guest.init(GUEST_INIT)?;
     let guest_image = work.join("guest.img");
     guest.pack_plain(&guest_image)?;
 
-    let dom0 = Tree::new(work.join("dom0"))?;
-    dom0.toolstack()?;
+    let dom0 = Tree::new(work.join("dom0"), &paths.xen_root)?;
+    dom0.toolstack(&xen)?;
     dom0.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
-    dom0.programs(&[&format!("{XEN}/xentrace")])?;
+    dom0.programs(&[&format!("{}/xentrace", xen.bin)])?;
     if which == Kernel::Stock {
-        dom0.drivers(&kernel_dir, paths, "xen-pciback")?;
+        dom0.drivers(&kernel_dir, &dom0_packages, "xen-pciback")?;
     } else {
         // A guest that serves other guests: dom0's programs, the guests' way to start.
-        let domain = Tree::new(work.join("driver-domain"))?;
-        domain.toolstack()?;
+        let domain = Tree::new(work.join("driver-domain"), &paths.xen_root)?;
+        domain.toolstack(&xen)?;
         domain.programs(&["/usr/bin/lspci"])?;
-        domain.kernel_modules(&kernel_dir, DEVICE_DRIVERS, which)?;
+        domain.kernel_modules(&guest_kernel_dir, DEVICE_DRIVERS, guest_lack)?;
         domain.init(GUEST_INIT)?;
         let image = work.join("driver-domain.img");
         domain.pack_plain(&image)?;
         dom0.file(path(&image)?, "guest/driver-domain")?;
     }
     let drivers = [XEN_DRIVERS, DEVICE_DRIVERS].concat();
-    dom0.kernel_modules(&kernel_dir, &drivers, which)?;
+    let lack = Lack::of(&dom0_packages, which);
+    dom0.kernel_modules(&kernel_dir, &drivers, lack)?;
     dom0.file(path(&guest_image)?, "guest/initramfs")?;
     let plain = work.join("vmlinux");
-    uncompressed(&kernel, &plain)?;
+    uncompressed(&vmlinuz(&guest_kernel_dir)?, &plain)?;
     dom0.file(path(&plain)?, "guest/vmlinuz")?;
     for (from, to) in [
         ("xen-pciback-setup", "bin/xen-pciback-setup"),
@@ -199,38 +300,45 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
     let dom0_image = work.join("dom0.img");
     dom0.pack(&dom0_image)?;
 
-    let xen = work.join("xen");
+    let hypervisor = work.join("xen");
     run(Command::new("sh").args([
         "-c",
-        "gunzip -c /boot/xen-4.20-amd64.gz >\"$0\"",
-        path(&xen)?,
+        "gunzip -c \"$0\" >\"$1\"",
+        path(&xen.hypervisor)?,
+        path(&hypervisor)?,
     ]))?;
     Ok(Images {
-        xen,
+        xen: hypervisor,
         kernel,
         dom0: dom0_image,
     })
 }
 
 /// Writes the kernel as the toolstack would unpack it for each guest anew, which takes the emulated dom0
-/// more than a second. One that is not packed with zstd stays as it is.
+/// seconds. One that is packed in another way than Debian's were in the last years stays as it is.
 fn uncompressed(kernel: &Path, to: &Path) -> Result<()> {
-    const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+    const PACKERS: [(&[u8], &str); 2] = [
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (&[0xfd, b'7', b'z', b'X', b'Z', 0], "xz"),
+    ];
     let image = fs::read(kernel)?;
-    let starts = (0..image.len()).filter(|at| image[*at..].starts_with(&ZSTD));
-    for start in starts {
-        let packed = to.with_extension("zst");
-        fs::write(&packed, &image[start..])?;
-        // What follows the kernel in its image is none of zstd's business, so its status says nothing.
-        let unpacked = Command::new("zstd")
-            .args(["-dqc", path(&packed)?])
-            .stdin(Stdio::null())
-            .output()?
-            .stdout;
-        fs::remove_file(&packed)?;
-        if unpacked.starts_with(b"\x7fELF") {
-            fs::write(to, unpacked)?;
-            return Ok(());
+    for (magic, packer) in PACKERS {
+        let starts = (0..image.len()).filter(|at| image[*at..].starts_with(magic));
+        for start in starts {
+            let packed = to.with_extension("packed");
+            fs::write(&packed, &image[start..])?;
+            // What follows the kernel in its image is none of the packer's business, so its status
+            // says nothing.
+            let unpacked = Command::new(packer)
+                .arg("-dqc")
+                .stdin(fs::File::open(&packed)?)
+                .output()?
+                .stdout;
+            fs::remove_file(&packed)?;
+            if unpacked.starts_with(b"\x7fELF") {
+                fs::write(to, unpacked)?;
+                return Ok(());
+            }
         }
     }
     fs::write(to, image)?;
@@ -246,6 +354,19 @@ fn name(path: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
+}
+
+/// The kernel itself, which stands in another place in each series of Debian's packages.
+fn vmlinuz(kernel_dir: &Path) -> Result<PathBuf> {
+    [
+        "vmlinuz".into(),
+        format!("../../../../boot/vmlinuz-{}", name(kernel_dir)),
+        format!("../../../boot/vmlinuz-{}", name(kernel_dir)),
+    ]
+    .iter()
+    .map(|file| kernel_dir.join(file))
+    .find(|file| file.exists())
+    .with_context(|| format!("no vmlinuz beside {}", kernel_dir.display()))
 }
 
 /// `lib/modules/RELEASE` of the kernel packages.
@@ -322,19 +443,24 @@ fn plain(module: &str) -> String {
 }
 
 /// The contents of an image.
-struct Tree(PathBuf);
+struct Tree {
+    dir: PathBuf,
+    /// The root file system that its programs come from.
+    root: PathBuf,
+}
 
 impl Tree {
     /// With busybox under all of its names, and the agent.
-    fn new(dir: PathBuf) -> Result<Self> {
+    fn new(dir: PathBuf, root: &Path) -> Result<Self> {
         for sub in ["bin", "proc", "sys", "dev", "run", "tmp", "var", "modules"] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        let this = Self(dir);
-        this.file("/bin/busybox", "bin/busybox")?;
-        for applet in String::from_utf8(run(Command::new("busybox").arg("--list"))?)?.lines() {
+        let root = root.to_owned();
+        let this = Self { dir, root };
+        this.copy("/bin/busybox", "bin/busybox")?;
+        for applet in this.inside("busybox", &["--list"])?.lines() {
             if applet != "busybox" && applet != "lspci" {
-                symlink("busybox", this.0.join("bin").join(applet))?;
+                symlink("busybox", this.dir.join("bin").join(applet))?;
             }
         }
         let agent = std::env::current_exe()?.with_file_name("agent");
@@ -344,8 +470,24 @@ impl Tree {
         Ok(this)
     }
 
+    /// What a program says that runs in the root file system of ours.
+    fn inside(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("chroot");
+        command.args([path(&self.root)?, program]).args(arguments);
+        Ok(String::from_utf8(run(&mut command)?)?)
+    }
+
+    /// Copies a file of the root file system. A link there may be absolute, so that it is followed
+    /// there.
+    fn copy(&self, from: &str, to: &str) -> Result<()> {
+        let real = self.inside("realpath", &[from])?;
+        let real = self.root.join(real.trim().trim_start_matches('/'));
+        self.file(path(&real)?, to)
+    }
+
+    /// Copies a file of the lab's own.
     fn file(&self, from: &str, to: &str) -> Result<()> {
-        let to = self.0.join(to);
+        let to = self.dir.join(to);
         if let Some(dir) = to.parent() {
             fs::create_dir_all(dir)?;
         }
@@ -357,9 +499,8 @@ impl Tree {
     fn programs(&self, files: &[&str]) -> Result<()> {
         let mut libraries = BTreeSet::new();
         for file in files {
-            self.file(file, &format!("bin/{}", name(Path::new(file))))?;
-            let list = run(Command::new("ldd").arg(file))?;
-            let list = String::from_utf8(list)?;
+            self.copy(file, &format!("bin/{}", name(Path::new(file))))?;
+            let list = self.inside("ldd", &[file])?;
             libraries.extend(
                 list.split_whitespace()
                     .filter(|w| w.starts_with('/'))
@@ -367,13 +508,13 @@ impl Tree {
             );
         }
         for library in libraries {
-            self.file(&library, library.trim_start_matches('/'))?;
+            self.copy(&library, library.trim_start_matches('/'))?;
         }
         Ok(())
     }
 
     /// `xl`, what it starts, and its scripts.
-    fn toolstack(&self) -> Result<()> {
+    fn toolstack(&self, xen: &Xen) -> Result<()> {
         let tools = [
             "xl",
             "xenstored",
@@ -381,64 +522,67 @@ impl Tree {
             "xen-init-dom0",
             "libxl-save-helper",
         ]
-        .map(|t| format!("{XEN}/{t}"));
+        .map(|t| format!("{}/{t}", xen.bin));
         let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
         self.programs(&tools)?;
         self.programs(STORE_TOOLS)?;
         self.programs(SCRIPT_TOOLS)?;
         // pthread_cancel loads it at run time.
-        self.file(
+        self.copy(
             "/lib/x86_64-linux-gnu/libgcc_s.so.1",
             "lib/x86_64-linux-gnu/libgcc_s.so.1",
         )?;
         for dir in ["etc/xen/scripts", "var/log/xen", "var/lib/xen"] {
-            fs::create_dir_all(self.0.join(dir))?;
+            fs::create_dir_all(self.dir.join(dir))?;
         }
-        for entry in fs::read_dir("/etc/xen/scripts")? {
+        for entry in fs::read_dir(self.root.join("etc/xen/scripts"))? {
             let file = entry?.path();
             if file.is_file() {
-                self.file(path(&file)?, path(&file)?.trim_start_matches('/'))?;
+                self.file(path(&file)?, &format!("etc/xen/scripts/{}", name(&file)))?;
             }
         }
-        symlink("../run", self.0.join("var/run"))?;
-        fs::write(self.0.join("etc/xen/xl.conf"), "")?;
+        symlink("../run", self.dir.join("var/run"))?;
+        fs::write(self.dir.join("etc/xen/xl.conf"), "")?;
         // The scripts are for the ordinary places.
-        fs::create_dir_all(self.0.join("usr"))?;
+        fs::create_dir_all(self.dir.join("usr"))?;
         for dir in ["usr/bin", "usr/sbin"] {
-            symlink("../bin", self.0.join(dir))?;
+            symlink("../bin", self.dir.join(dir))?;
         }
         // libxl starts its helper by this path.
-        let libexec = self.0.join(XEN.trim_start_matches('/'));
+        let libexec = self.dir.join(xen.bin.trim_start_matches('/'));
         fs::create_dir_all(libexec.parent().context("a path of two parts")?)?;
         symlink("/bin", libexec)?;
         // The modprobe of a real host, which knows modprobe.d and the kernel's command line.
         self.programs(&["/usr/bin/kmod"])?;
         for applet in ["modprobe", "depmod"] {
-            fs::remove_file(self.0.join("bin").join(applet))?;
-            symlink("kmod", self.0.join("bin").join(applet))?;
+            fs::remove_file(self.dir.join("bin").join(applet))?;
+            symlink("kmod", self.dir.join("bin").join(applet))?;
         }
         Ok(())
     }
 
-    /// The driver under test, ours and the kernel's, and the test modules.
-    fn drivers(&self, kernel: &Path, paths: &Paths, driver: &str) -> Result<()> {
-        for dir in ["c", "rust", "other", "test"] {
-            fs::create_dir_all(self.0.join("modules").join(dir))?;
-        }
+    /// The driver under test, the kernel's and, where there is one for it, ours with the test
+    /// modules.
+    fn drivers(&self, kernel: &Path, packages: &Packages, driver: &str) -> Result<()> {
         let modules = Modules::of(kernel)?;
-        fs::write(
-            self.0.join("modules/c").join(format!("{driver}.ko")),
-            modules.read(driver)?,
-        )?;
-        for entry in fs::read_dir(paths.modules.join("test"))
-            .into_iter()
-            .flatten()
-        {
+        // A kernel may have it built in: there is nothing to load then.
+        if !modules.builtin(driver) {
+            let to = self.dir.join("modules/c");
+            fs::create_dir_all(&to)?;
+            fs::write(to.join(format!("{driver}.ko")), modules.read(driver)?)?;
+        }
+        let Some(ours) = &packages.modules else {
+            return Ok(());
+        };
+        for dir in ["rust", "other", "test"] {
+            fs::create_dir_all(self.dir.join("modules").join(dir))?;
+        }
+        for entry in fs::read_dir(ours.join("test")).into_iter().flatten() {
             let file = entry?.path();
             self.file(path(&file)?, &format!("modules/test/{}", name(&file)))?;
         }
-        let ours = paths.modules.join(format!("{driver}.ko"));
-        let to = self.0.join("modules/rust").join(format!("{driver}.ko"));
+        let ours = ours.join(format!("{driver}.ko"));
+        let to = self.dir.join("modules/rust").join(format!("{driver}.ko"));
         // Without debug information: it would only cost boot time.
         run(Command::new("objcopy").args(["--strip-debug", path(&ours)?, path(&to)?]))?;
         // As if it had been built for another kernel, by one character.
@@ -448,17 +592,17 @@ impl Tree {
         let at = at.context("the module does not name its kernel")?;
         module[at..at + text.len()].copy_from_slice(other);
         fs::write(
-            self.0.join("modules/other").join(format!("{driver}.ko")),
+            self.dir.join("modules/other").join(format!("{driver}.ko")),
             module,
         )?;
         Ok(())
     }
 
     /// Modules of the kernel and all that they depend on, for `modprobe`.
-    fn kernel_modules(&self, kernel: &Path, wanted: &[&str], which: Kernel) -> Result<()> {
+    fn kernel_modules(&self, kernel: &Path, wanted: &[&str], lack: Lack) -> Result<()> {
         let modules = Modules::of(kernel)?;
         let release = name(kernel);
-        let base = self.0.join("lib/modules").join(&release);
+        let base = self.dir.join("lib/modules").join(&release);
         let dir = base.join("kernel");
         fs::create_dir_all(&dir)?;
         let mut left: Vec<String> = wanted.iter().map(|&w| w.to_owned()).collect();
@@ -466,10 +610,9 @@ impl Tree {
             let to = dir.join(format!("{module}.ko"));
             // A module may be built in.
             if to.exists() || !modules.has(&module) {
-                // The small kernel leaves out what its cases do not use.
                 ensure!(
                     to.exists()
-                        || which == Kernel::InTree
+                        || lack.allows(&module)
                         || !wanted.contains(&module.as_str())
                         || modules.builtin(&module),
                     "no module {module}"
@@ -497,12 +640,12 @@ impl Tree {
                 fs::copy(&from, base.join(list))?;
             }
         }
-        run(Command::new("depmod").args(["-b", path(&self.0)?, &release]))?;
+        run(Command::new("depmod").args(["-b", path(&self.dir)?, &release]))?;
         Ok(())
     }
 
     fn init(&self, text: &str) -> Result<()> {
-        let file = self.0.join("init");
+        let file = self.dir.join("init");
         fs::write(&file, text)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
         Ok(())
@@ -519,7 +662,62 @@ impl Tree {
 
     fn pack_with(&self, packer: &str, to: &Path) -> Result<()> {
         let script = format!("cd \"$0\" && find . | cpio -o -H newc --quiet | {packer} >\"$1\"");
-        run(Command::new("sh").args(["-c", &script, path(&self.0)?, path(to)?]))?;
+        run(Command::new("sh").args(["-c", &script, path(&self.dir)?, path(to)?]))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&n| n.to_owned()).collect()
+    }
+
+    #[test]
+    fn the_newest_xen_with_both_parts_is_found() {
+        let found = |libraries: &[&str], boot: &[&str]| {
+            let (libraries, boot) = (list(libraries), list(boot));
+            newest_xen(&libraries, &boot).map(|(v, f)| format!("{v} {f}"))
+        };
+        let boot = [
+            "xen-4.17-amd64.config",
+            "xen-4.17-amd64.efi",
+            "xen-4.17-amd64.gz",
+            "vmlinuz-6.1.0-50-amd64",
+        ];
+        assert_eq!(
+            found(&["gcc", "xen-common", "xen-4.17"], &boot).as_deref(),
+            Some("4.17 xen-4.17-amd64.gz")
+        );
+        // By number, and only what has a hypervisor.
+        let boot = ["xen-4.9-amd64.gz", "xen-4.20-amd64.gz", "xen-4.2-amd64.gz"];
+        assert_eq!(
+            found(&["xen-4.9", "xen-4.20", "xen-4.2", "xen-4.21"], &boot).as_deref(),
+            Some("4.20 xen-4.20-amd64.gz")
+        );
+        assert_eq!(found(&["xen-4.20"], &["xen-4.20-amd64.efi"]), None);
+        assert_eq!(found(&["xen-common"], &["xen-common-amd64.gz"]), None);
+        assert_eq!(found(&[], &[]), None);
+    }
+
+    #[test]
+    fn only_a_kernel_of_ours_has_to_have_everything() {
+        let packages = |modules: Option<&str>| Packages {
+            image: "/image".into(),
+            modules: modules.map(PathBuf::from),
+        };
+        let ours = Lack::of(&packages(Some("/modules")), Kernel::Stock);
+        let peer = Lack::of(&packages(None), Kernel::Stock);
+        let small = Lack::of(&packages(None), Kernel::InTree);
+        let allowed = |module| [ours, peer, small].map(|lack| lack.allows(module));
+        assert_eq!(allowed("nvme"), [false, true, true]);
+        // Without these there is nothing to see in a peer either.
+        for module in ["e1000e", "xen-evtchn", "xen-gntdev"] {
+            assert_eq!(allowed(module), [false, false, true]);
+        }
+        let known = [XEN_DRIVERS, DEVICE_DRIVERS].concat();
+        assert!(PEERS_MAY_LACK.iter().all(|module| known.contains(module)));
     }
 }

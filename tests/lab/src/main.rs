@@ -16,7 +16,7 @@ mod machine;
 use anyhow::{ensure, Context, Result};
 use cases::{Case, Counts, Ends, Lab};
 use clap::{Parser, Subcommand};
-use image::{Images, Kernel, Paths};
+use image::{Images, Kernel, Packages, Paths};
 use lanes::Plan;
 use machine::{GuestOptions, Machine, Options, Profile, STANDARD};
 use std::{
@@ -28,15 +28,25 @@ use std::{
 #[derive(Parser)]
 #[command(about = "Runs the cases that need Xen, dom0 and guests")]
 struct Arguments {
-    /// Unpacked kernel packages.
+    /// Unpacked packages of dom0's kernel.
     #[arg(long, env = "XENPCI_IMAGE")]
     image: PathBuf,
+    /// Those of the guests' kernel; by default dom0's.
+    #[arg(long, env = "XENPCI_GUEST_IMAGE")]
+    guest_image: Option<PathBuf>,
     /// The kernel with both drivers in its tree, if it was made.
     #[arg(long, env = "XENPCI_INTREE")]
     intree: Option<PathBuf>,
-    /// Directory of xen-pciback.ko and xen-pcifront.ko.
+    /// Directory of xen-pciback.ko and xen-pcifront.ko for dom0's kernel. Without, only BACK=c can be asked.
     #[arg(long, env = "XENPCI_MODULES")]
-    modules: PathBuf,
+    modules: Option<PathBuf>,
+    /// Directory of xen-pcifront.ko for the guests' kernel; by default dom0's, if they have the same kernel.
+    /// Without, only FRONT=c can be asked.
+    #[arg(long, env = "XENPCI_GUEST_MODULES")]
+    guest_modules: Option<PathBuf>,
+    /// Root file system that has the hypervisor and dom0's programs.
+    #[arg(long, env = "XENPCI_XEN_ROOT", default_value = "/")]
+    xen_root: PathBuf,
     /// Directory of xen-pciback-setup and its configuration.
     #[arg(long, env = "XENPCI_DIST")]
     dist: PathBuf,
@@ -134,10 +144,22 @@ fn run(arguments: &Arguments) -> Result<bool> {
         println!("{}", if needs { "yes" } else { "no" });
         return Ok(true);
     }
+    let (dom0, guest) = kernels(arguments);
+    for (end, driver, kernel) in [
+        (&arguments.back, "xen-pciback", &dom0),
+        (&arguments.front, "xen-pcifront", &guest),
+    ] {
+        ensure!(
+            end == "c" || kernel.modules.is_some(),
+            "there is no {driver} of ours for the kernel in {}",
+            kernel.image.display()
+        );
+    }
     let paths = Paths {
-        image: arguments.image.clone(),
+        dom0,
+        guest,
         intree: arguments.intree.clone(),
-        modules: arguments.modules.clone(),
+        xen_root: arguments.xen_root.clone(),
         dist: arguments.dist.clone(),
         out: arguments.out.clone(),
     };
@@ -169,6 +191,24 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         Do::Exec { commands } => exec(arguments, &images(&paths, Kernel::Stock)?, commands),
     }
+}
+
+/// dom0's kernel and the guests'.
+fn kernels(arguments: &Arguments) -> (Packages, Packages) {
+    let dom0 = Packages {
+        image: arguments.image.clone(),
+        modules: arguments.modules.clone(),
+    };
+    let image = arguments.guest_image.as_ref().unwrap_or(&dom0.image);
+    let same = *image == dom0.image;
+    let guest = Packages {
+        image: image.clone(),
+        modules: arguments
+            .guest_modules
+            .clone()
+            .or_else(|| dom0.modules.clone().filter(|_| same)),
+    };
+    (dom0, guest)
 }
 
 fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
