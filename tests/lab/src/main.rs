@@ -37,11 +37,12 @@ struct Arguments {
     /// The kernel with both drivers in its tree, if it was made.
     #[arg(long, env = "XENPCI_INTREE")]
     intree: Option<PathBuf>,
-    /// Directory of xen-pciback.ko and xen-pcifront.ko for dom0's kernel. Without, only BACK=c can be asked.
+    /// Directory of xen-pciback.ko and xen-pcifront.ko for dom0's kernel. Without, only BACK=c can
+    /// be asked.
     #[arg(long, env = "XENPCI_MODULES")]
     modules: Option<PathBuf>,
-    /// Directory of xen-pcifront.ko for the guests' kernel; by default dom0's, if they have the same kernel.
-    /// Without, only FRONT=c can be asked.
+    /// Directory of xen-pcifront.ko for the guests' kernel; by default dom0's, if they have the
+    /// same kernel. Without, only FRONT=c can be asked.
     #[arg(long, env = "XENPCI_GUEST_MODULES")]
     guest_modules: Option<PathBuf>,
     /// Root file system that has the hypervisor and dom0's programs.
@@ -63,25 +64,35 @@ struct Arguments {
     command: Do,
 }
 
+/// Chooses cases.
+#[derive(clap::Args)]
+struct Choice {
+    /// Parts of names.
+    words: Vec<String>,
+    /// All cases, with as many repetitions as the issues ask for.
+    #[arg(long)]
+    full: bool,
+    /// The few cases that show whether a kernel and its drivers work at all, beside those that are
+    /// named.
+    #[arg(long)]
+    smoke: bool,
+}
+
 #[derive(Subcommand)]
 enum Do {
     /// Names the cases.
     List,
     /// Says `yes` if a case of these words runs on the kernel with both drivers in its tree.
     NeedsIntree {
-        /// Parts of names.
-        words: Vec<String>,
         /// As for `run`.
-        #[arg(long)]
-        full: bool,
+        #[command(flatten)]
+        choice: Choice,
     },
     /// Runs all cases, or those whose names contain one of the words.
     Run {
-        /// Parts of names.
-        words: Vec<String>,
-        /// As many repetitions as the issues ask for.
-        #[arg(long)]
-        full: bool,
+        /// Which.
+        #[command(flatten)]
+        choice: Choice,
         /// Guests that have to connect to each backend.
         #[arg(long, env = "CONNECTS")]
         connects: Option<u32>,
@@ -139,8 +150,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         }
         return Ok(true);
     }
-    if let Do::NeedsIntree { words, full, .. } = &arguments.command {
-        let needs = chosen(words, *full).any(|case| case.profile.kernel == Kernel::InTree);
+    if let Do::NeedsIntree { choice } = &arguments.command {
+        let mut chosen = choice.cases().into_iter();
+        let needs = chosen.any(|case| case.profile.kernel == Kernel::InTree);
         println!("{}", if needs { "yes" } else { "no" });
         return Ok(true);
     }
@@ -167,21 +179,21 @@ fn run(arguments: &Arguments) -> Result<bool> {
     match &arguments.command {
         Do::List | Do::NeedsIntree { .. } => Ok(true),
         Do::Run {
-            words,
-            full,
+            choice,
             connects,
             cycles,
             reads,
             storm,
             jobs,
         } => {
+            let full = choice.full;
             let counts = Counts {
-                connects: connects.unwrap_or(if *full { 100 } else { 2 }),
-                cycles: cycles.unwrap_or(if *full { 10_000 } else { 100 }),
-                reads: reads.unwrap_or(if *full { 100_000 } else { 4_000 }),
-                storm: storm.unwrap_or(if *full { 60_000 } else { 3_000 }),
+                connects: connects.unwrap_or(if full { 100 } else { 2 }),
+                cycles: cycles.unwrap_or(if full { 10_000 } else { 100 }),
+                reads: reads.unwrap_or(if full { 100_000 } else { 4_000 }),
+                storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
             };
-            run_cases(arguments, &paths, (words, *full), counts, *jobs)
+            run_cases(arguments, &paths, choice, counts, *jobs)
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
@@ -221,12 +233,33 @@ fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
     Ok(images)
 }
 
-/// The cases whose names contain one of the words; without words all.
-fn chosen(words: &[String], full: bool) -> impl Iterator<Item = &'static Case> + '_ {
-    cases::all().filter(move |case| {
-        let named = words.iter().any(|w| case.name.contains(w.as_str()));
-        named || words.is_empty() && (full || !case.is_only_full())
-    })
+impl Choice {
+    /// The cases whose names contain one of the words; without words all.
+    fn cases(&self) -> Vec<&'static Case> {
+        let mut words: Vec<_> = self.words.iter().map(String::as_str).collect();
+        if self.smoke {
+            words.extend(cases::SMOKE);
+        }
+        let chosen = cases::all().filter(|case| {
+            let named = words.iter().any(|w| case.name.contains(w));
+            named || words.is_empty() && (self.full || !case.is_only_full())
+        });
+        with_work(chosen.collect())
+    }
+}
+
+/// Without the cases that would have a machine booted only to look at its logs, unless nothing
+/// else is asked for.
+fn with_work(cases: Vec<&'static Case>) -> Vec<&'static Case> {
+    if cases.iter().all(|c| c.looks_at_logs()) {
+        return cases;
+    }
+    let has_work = |profile: &Profile| {
+        let mut others = cases.iter().filter(|c| c.profile.name == profile.name);
+        others.any(|c| !c.looks_at_logs())
+    };
+    let left = cases.iter().copied().filter(|c| has_work(c.profile));
+    left.collect()
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
@@ -248,7 +281,7 @@ fn boot(images: &Images, out: &Path, profile: &Profile) -> Result<Machine> {
 fn run_cases(
     arguments: &Arguments,
     paths: &Paths,
-    (words, full): (&[String], bool),
+    choice: &Choice,
     counts: Counts,
     jobs: Option<usize>,
 ) -> Result<bool> {
@@ -257,21 +290,11 @@ fn run_cases(
         Ends::RustBackend => arguments.back == "rust",
         Ends::RustFrontend => arguments.front == "rust",
     };
-    let chosen: Vec<_> = chosen(words, full).collect();
+    let chosen = choice.cases();
     for case in chosen.iter().filter(|case| !fits(case)) {
         println!("not run: {} states a rule of ours", case.name);
     }
-    let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
-    // No machine is booted only to look at its logs, unless that is asked for.
-    let has_work = |profile: &Profile| {
-        let mut others = chosen.iter().filter(|c| c.profile.name == profile.name);
-        !words.is_empty() || others.any(|c| !c.looks_at_logs())
-    };
-    let chosen: Vec<_> = chosen
-        .iter()
-        .copied()
-        .filter(|c| has_work(c.profile))
-        .collect();
+    let chosen = with_work(chosen.into_iter().filter(fits).collect());
     let plan = Plan {
         paths,
         back: &arguments.back,
@@ -384,4 +407,42 @@ fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<b
         println!("# {:.1} s", start.elapsed().as_secs_f32());
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(words: &[&str], smoke: bool) -> Vec<(&'static str, &'static str)> {
+        let words = words.iter().map(|&w| w.to_owned()).collect();
+        let choice = Choice {
+            words,
+            full: false,
+            smoke,
+        };
+        let cases = choice.cases().into_iter();
+        cases.map(|c| (c.name, c.profile.name)).collect()
+    }
+
+    #[test]
+    fn the_smoke_is_in_one_kind_of_machine_and_has_all_pairs() {
+        let smoke = names(&[], true);
+        assert!(smoke.iter().all(|(_, machine)| *machine == STANDARD.name));
+        let count = |part: &str| smoke.iter().filter(|(n, _)| n.contains(part)).count();
+        for part in cases::SMOKE {
+            assert_eq!(
+                count(part),
+                if *part == "pairing_" { 4 } else { 1 },
+                "{part}"
+            );
+        }
+        assert_eq!(names(cases::SMOKE, false), smoke);
+        assert_eq!(names(&["seed_4"], true).len(), smoke.len() + 1);
+    }
+
+    #[test]
+    fn machines_are_booted_only_for_their_logs_when_nothing_else_is_asked_for() {
+        assert!(names(&["logs_"], false).len() > 1);
+        assert_eq!(names(&["logs_", "check_23"], false).len(), 2);
+    }
 }

@@ -99,6 +99,15 @@ impl Case {
     }
 }
 
+/// A quick look at whether a kernel and its drivers work at all: parts of names.
+pub const SMOKE: &[&str] = &[
+    "nic_passed_through",
+    "hot_plug_and_unplug",
+    "pairing_",
+    "check_23",
+    "logs_are_free",
+];
+
 /// All cases.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     THEMES.iter().copied().flatten()
