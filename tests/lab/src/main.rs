@@ -12,6 +12,7 @@ mod files;
 mod image;
 mod lanes;
 mod machine;
+mod peers;
 
 use anyhow::{ensure, Context, Result};
 use cases::{Case, Counts, Ends, Lab};
@@ -120,6 +121,15 @@ enum Do {
         #[arg(long)]
         modes: Option<String>,
     },
+    /// Shows what a pair of kernels can do together, and compares with what is expected of it.
+    Peers {
+        /// File of the outcomes that are expected: tests/peers/NAME.expected.
+        #[arg(long)]
+        expect: PathBuf,
+        /// Write that file, for a new pair or when it is right that an outcome is another now.
+        #[arg(long)]
+        write: bool,
+    },
     /// Leaves a person on dom0's console with the guest running.
     Shell,
     /// Runs shell commands in dom0, one after the other, and prints what they say. `guest NAME
@@ -200,6 +210,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
         Do::Bench { quick, modes } => {
             let images = images(&paths, Kernel::Stock)?;
             bench::run(&images, &paths.out, *quick, modes.as_deref()).map(|()| true)
+        }
+        Do::Peers { expect, write } => {
+            let ends = (arguments.back.as_str(), arguments.front.as_str());
+            peers::run(&paths, ends, expect, *write)
         }
         Do::Exec { commands } => exec(arguments, &images(&paths, Kernel::Stock)?, commands),
     }

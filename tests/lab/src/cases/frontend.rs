@@ -5,7 +5,7 @@
 //! The cases that break the rules have `badback` of `tests/modules` at the other end, which lends
 //! functions that do not exist, so they run with our frontend only.
 
-use super::{start_nic, Case, Ends, Lab};
+use super::{start_nic, unload_frontend, Case, Ends, Lab};
 use crate::machine::{Guest, GuestOptions, NIC, STANDARD};
 use anyhow::{bail, ensure, Context, Result};
 use std::time::Instant;
@@ -170,12 +170,10 @@ fn word(guest: &Guest<'_>, address: &str, offset: u32) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Takes the frontend's devices from it and unloads it: the bus code keeps a module that has devices.
+/// As [`unload_frontend`], which has to succeed.
 fn unload(guest: &Guest<'_>) -> Result<()> {
-    guest.sh_within(
-        "for d in /sys/bus/xen/drivers/pcifront/pci-*; do [ ! -e $d ] || basename $d >/sys/bus/xen/drivers/pcifront/unbind; done; rmmod xen_pcifront",
-        120,
-    )?;
+    let answer = unload_frontend(guest)?;
+    ensure!(answer.status == 0, "rmmod: {}", answer.output.trim());
     Ok(())
 }
 

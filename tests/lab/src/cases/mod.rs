@@ -14,6 +14,7 @@ mod sysfs;
 mod xenbus;
 
 use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC, STANDARD, TROUBLE};
+use agent::Answer;
 use anyhow::{ensure, Result};
 
 /// Which ends a case can be run with.
@@ -161,7 +162,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Loads a backend.
-    fn load(&self, back: &str, parameters: &str) -> Result<()> {
+    pub fn load(&self, back: &str, parameters: &str) -> Result<()> {
         self.sh(&format!(
             "insmod /modules/{back}/xen-pciback.ko {parameters}"
         ))?;
@@ -239,6 +240,15 @@ pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
     Ok(ping)
+}
+
+/// Takes the frontend's devices from it and unloads it: the bus code keeps a module of ours that
+/// has devices.
+pub fn unload_frontend(guest: &Guest<'_>) -> Result<Answer> {
+    guest.ask(
+        "for d in /sys/bus/xen/drivers/pcifront/pci-*; do [ ! -e $d ] || basename $d >/sys/bus/xen/drivers/pcifront/unbind; done; rmmod xen_pcifront",
+        120,
+    )
 }
 
 fn logs(lab: &Lab<'_>) -> Result<()> {
