@@ -195,8 +195,7 @@ const STORE_TOOLS: &[&str] = &[
 const GUEST_INIT: &str = r#"#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 ln -s /proc/self/fd /dev/fd; ln -s fd/0 /dev/stdin
-# The console carries the agent's frames from here on.
-dmesg -n 1
+# The console carries the agent's frames from here on, and warnings of the kernel.
 case " $(cat /proc/cmdline) " in
 *" front=c "*) [ ! -e /modules/c/xen-pcifront.ko ] || insmod /modules/c/xen-pcifront.ko ;;
 *" front=none "*) ;;
@@ -682,22 +681,22 @@ mod tests {
             newest_xen(&libraries, &boot).map(|(v, f)| format!("{v} {f}"))
         };
         let boot = [
-            "xen-4.17-amd64.config",
-            "xen-4.17-amd64.efi",
-            "xen-4.17-amd64.gz",
+            "xen-9.17-amd64.config",
+            "xen-9.17-amd64.efi",
+            "xen-9.17-amd64.gz",
             "vmlinuz-6.1.0-50-amd64",
         ];
         assert_eq!(
-            found(&["gcc", "xen-common", "xen-4.17"], &boot).as_deref(),
-            Some("4.17 xen-4.17-amd64.gz")
+            found(&["gcc", "xen-common", "xen-9.17"], &boot).as_deref(),
+            Some("9.17 xen-9.17-amd64.gz")
         );
         // By number, and only what has a hypervisor.
-        let boot = ["xen-4.9-amd64.gz", "xen-4.20-amd64.gz", "xen-4.2-amd64.gz"];
+        let boot = ["xen-9.9-amd64.gz", "xen-9.20-amd64.gz", "xen-9.2-amd64.gz"];
         assert_eq!(
-            found(&["xen-4.9", "xen-4.20", "xen-4.2", "xen-4.21"], &boot).as_deref(),
-            Some("4.20 xen-4.20-amd64.gz")
+            found(&["xen-9.9", "xen-9.20", "xen-9.2", "xen-9.21"], &boot).as_deref(),
+            Some("9.20 xen-9.20-amd64.gz")
         );
-        assert_eq!(found(&["xen-4.20"], &["xen-4.20-amd64.efi"]), None);
+        assert_eq!(found(&["xen-9.20"], &["xen-9.20-amd64.efi"]), None);
         assert_eq!(found(&["xen-common"], &["xen-common-amd64.gz"]), None);
         assert_eq!(found(&[], &[]), None);
     }

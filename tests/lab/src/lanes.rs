@@ -12,11 +12,11 @@ use crate::{
     cases::{Case, Counts, Lab},
     files,
     image::{Images, Kernel, Paths},
-    images,
+    images, logs,
     machine::{Machine, Profile},
     say,
 };
-use anyhow::{Context, Result};
+use anyhow::{anyhow, Context, Result};
 use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -61,8 +61,8 @@ pub struct Tally {
     pub lost: Vec<&'static str>,
     /// Names of machines that do not boot.
     pub broken: Vec<&'static str>,
-    /// What the logs of each machine say, by its name.
-    logs: Vec<(&'static str, Result<()>)>,
+    /// Each case with its seconds; the longest first at the end.
+    pub times: Vec<(f32, &'static str)>,
 }
 
 impl Tally {
@@ -89,8 +89,6 @@ struct Queue<'a> {
     port: u16,
     total: usize,
     waiting: Mutex<Vec<&'static Case>>,
-    /// Looked at in each machine before it ends: one result for all of them.
-    closing: Vec<&'static Case>,
     tally: Mutex<Tally>,
     images: Mutex<Vec<(Kernel, Arc<Images>)>>,
 }
@@ -111,14 +109,7 @@ fn available_kib(meminfo: &str) -> usize {
 
 /// Runs the cases in at most `jobs` lanes. A few are not worth a second boot.
 pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Tally> {
-    let (closing, mut waiting): (Vec<_>, Vec<_>) =
-        cases.into_iter().partition(|case| case.looks_at_logs());
-    // A machine that is wanted only for its logs.
-    for case in &closing {
-        if !waiting.iter().any(|c| c.profile.name == case.profile.name) {
-            waiting.push(case);
-        }
-    }
+    let mut waiting = cases;
     // A stable sort.
     waiting.sort_by_key(|case| {
         LONG.iter()
@@ -131,7 +122,6 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         port: files::serve()?,
         total: waiting.len(),
         waiting: Mutex::new(waiting),
-        closing,
         tally: Mutex::default(),
         images: Mutex::default(),
     };
@@ -161,39 +151,9 @@ pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Ta
         tally.fail("a case", "the lab itself panicked in it");
     }
     for case in lock(&queue.waiting).iter() {
-        // What looks at the logs is counted below.
-        if !case.looks_at_logs() {
-            tally.fail(case.name, "its machine does not boot");
-        }
+        tally.fail(case.name, "its machine does not boot");
     }
-    for case in queue.closing {
-        let name = case.profile.name;
-        let (found, left): (Vec<_>, Vec<_>) =
-            tally.logs.into_iter().partition(|(of, _)| *of == name);
-        tally.logs = left;
-        let machines = found.len();
-        let mut bad: Vec<_> = found
-            .iter()
-            .filter_map(|(_, r)| Some(format!("{:#}", r.as_ref().err()?)))
-            .collect();
-        if machines == 0 {
-            bad.push("there was none".into());
-        }
-        if bad.is_empty() {
-            let lost = tally.lost.iter().filter(|of| **of == name).count();
-            let lost = match lost {
-                0 => String::new(),
-                _ => format!("; {lost} that lost an interrupt could not be asked"),
-            };
-            say!("{}: {machines} machines \"{name}\" passed{lost}", case.name);
-            tally.passed += 1;
-        } else {
-            tally.fail(
-                &format!("{}, machine \"{name}\"", case.name),
-                &bad.join("; "),
-            );
-        }
-    }
+    tally.times.sort_by(|a, b| b.0.total_cmp(&a.0));
     Ok(tally)
 }
 
@@ -241,28 +201,15 @@ impl Queue<'_> {
         self.end(machine);
     }
 
-    /// A last look at a machine that is not needed any more.
+    /// Takes leave of a machine that is not needed any more.
     fn end(&self, machine: Option<(Machine, &'static Profile)>) {
-        let Some((machine, profile)) = machine else {
-            return;
-        };
-        let mut logs = Vec::new();
-        for case in &self.closing {
-            if case.profile.name == profile.name {
-                logs.push((profile.name, self.once(case, &machine).0));
-            }
+        if let Some((machine, _)) = machine {
+            lock(&self.tally).repeated += machine.xl_repeated.get();
         }
-        let mut tally = lock(&self.tally);
-        tally.repeated += machine.xl_repeated.get();
-        tally.logs.extend(logs);
     }
 
     /// Runs one case. Gives the machine, and whether it can be used again.
-    fn case(&self, case: &Case, machine: Machine, out: &Path) -> Result<(Machine, bool)> {
-        if case.looks_at_logs() {
-            // When the machine ends.
-            return Ok((machine, true));
-        }
+    fn case(&self, case: &'static Case, machine: Machine, out: &Path) -> Result<(Machine, bool)> {
         self.announce(case);
         let mut machine = machine;
         let (mut result, mut seconds) = self.once(case, &machine);
@@ -279,16 +226,20 @@ impl Queue<'_> {
             machine = self.boot(out, case.profile)?;
             (result, seconds) = self.once(case, &machine);
         }
+        if result.is_err() {
+            report(&machine);
+        }
+        let result = with_logs(result, logs::read(&machine, case.name));
+        let mut tally = lock(&self.tally);
+        tally.times.push((seconds, case.name));
         match &result {
             Ok(()) => {
-                lock(&self.tally).passed += 1;
+                tally.passed += 1;
                 say!("    passed in {seconds:.1} s: {}", case.name);
             }
-            Err(e) => {
-                lock(&self.tally).fail(case.name, &format!("after {seconds:.1} s: {e:#}"));
-                report(&machine);
-            }
+            Err(e) => tally.fail(case.name, &format!("after {seconds:.1} s: {e:#}")),
         }
+        drop(tally);
         Ok((machine, result.is_ok()))
     }
 
@@ -332,6 +283,18 @@ impl Queue<'_> {
     }
 }
 
+/// A case has passed only if the logs are clean, too.
+fn with_logs(result: Result<()>, trouble: Result<Vec<String>>) -> Result<()> {
+    match (result, trouble) {
+        (Ok(()), Ok(lines)) if lines.is_empty() => Ok(()),
+        (Ok(()), Ok(lines)) => Err(anyhow!("in the logs:\n{}", lines.join("\n"))),
+        (Ok(()), Err(e)) => Err(e.context("the logs cannot be read")),
+        (Err(e), Ok(lines)) if lines.is_empty() => Err(e),
+        (Err(e), Ok(lines)) => Err(anyhow!("{e:#}\nin the logs:\n{}", lines.join("\n"))),
+        (Err(e), Err(_)) => Err(e),
+    }
+}
+
 /// What helps to understand a failure.
 fn report(machine: &Machine) {
     // A host that has crashed answers nothing, but its console says why.
@@ -359,6 +322,17 @@ fn report(machine: &Machine) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_in_the_logs_fails_a_case() {
+        let line = || Ok(vec!["BUG: x".to_owned()]);
+        let text = |result: Result<()>| format!("{:#}", result.unwrap_err());
+        assert!(with_logs(Ok(()), Ok(Vec::new())).is_ok());
+        assert_eq!(text(with_logs(Ok(()), line())), "in the logs:\nBUG: x");
+        let both = text(with_logs(Err(anyhow!("why")), line()));
+        assert_eq!(both, "why\nin the logs:\nBUG: x");
+        assert!(with_logs(Ok(()), Err(anyhow!("dom0 is gone"))).is_err());
+    }
 
     #[test]
     fn memory_is_read() {

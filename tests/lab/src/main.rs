@@ -11,6 +11,7 @@ mod config;
 mod files;
 mod image;
 mod lanes;
+mod logs;
 mod machine;
 mod peers;
 
@@ -248,6 +249,11 @@ fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
 }
 
 impl Choice {
+    /// Whether it is what `make test` runs.
+    fn is_everything(&self) -> bool {
+        self.words.is_empty() && !self.full && !self.smoke
+    }
+
     /// The cases whose names contain one of the words; without words all.
     fn cases(&self) -> Vec<&'static Case> {
         let mut words: Vec<_> = self.words.iter().map(String::as_str).collect();
@@ -258,22 +264,8 @@ impl Choice {
             let named = words.iter().any(|w| case.name.contains(w));
             named || words.is_empty() && (self.full || !case.is_only_full())
         });
-        with_work(chosen.collect())
+        chosen.collect()
     }
-}
-
-/// Without the cases that would have a machine booted only to look at its logs, unless nothing
-/// else is asked for.
-fn with_work(cases: Vec<&'static Case>) -> Vec<&'static Case> {
-    if cases.iter().all(|c| c.looks_at_logs()) {
-        return cases;
-    }
-    let has_work = |profile: &Profile| {
-        let mut others = cases.iter().filter(|c| c.profile.name == profile.name);
-        others.any(|c| !c.looks_at_logs())
-    };
-    let left = cases.iter().copied().filter(|c| has_work(c.profile));
-    left.collect()
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
@@ -292,6 +284,9 @@ fn boot(images: &Images, out: &Path, profile: &Profile) -> Result<Machine> {
     Ok(machine)
 }
 
+/// So many of the slowest cases are named at the end.
+const SLOWEST: usize = 10;
+
 fn run_cases(
     arguments: &Arguments,
     paths: &Paths,
@@ -308,7 +303,12 @@ fn run_cases(
     for case in chosen.iter().filter(|case| !fits(case)) {
         println!("not run: {} states a rule of ours", case.name);
     }
-    let chosen = with_work(chosen.into_iter().filter(fits).collect());
+    if choice.is_everything() {
+        for case in cases::all().filter(|case| case.is_only_full()) {
+            println!("not run: {} is in make test-full", case.name);
+        }
+    }
+    let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
     let plan = Plan {
         paths,
         back: &arguments.back,
@@ -321,6 +321,12 @@ fn run_cases(
     }
     if !tally.lost.is_empty() {
         println!("{} machines were lost by the emulator", tally.lost.len());
+    }
+    if tally.times.len() > SLOWEST {
+        println!("the slowest cases, in seconds:");
+        for (seconds, name) in tally.times.iter().take(SLOWEST) {
+            println!("{seconds:>8.1} {name}");
+        }
     }
     // Here once more, for who sees only the end.
     for line in &tally.failed {
@@ -452,11 +458,5 @@ mod tests {
         }
         assert_eq!(names(cases::SMOKE, false), smoke);
         assert_eq!(names(&["seed_4"], true).len(), smoke.len() + 1);
-    }
-
-    #[test]
-    fn machines_are_booted_only_for_their_logs_when_nothing_else_is_asked_for() {
-        assert!(names(&["logs_"], false).len() > 1);
-        assert_eq!(names(&["logs_", "check_23"], false).len(), 2);
     }
 }

@@ -20,8 +20,8 @@
 use crate::{
     boot,
     cases::{unload_frontend, Counts, Lab, LINK_IS_UP},
-    config, files, image,
-    machine::{Guest, GuestOptions, EDU, NIC, STANDARD, TROUBLE},
+    config, files, image, logs,
+    machine::{Guest, GuestOptions, EDU, NIC, STANDARD},
 };
 use anyhow::{ensure, Context, Result};
 use std::{
@@ -339,7 +339,7 @@ impl<'a> Peers<'a> {
         if step.needs_nic && before.first().is_none_or(|(_, outcome)| outcome != YES) {
             return Ok(Vec::new());
         }
-        let rounds = if self.lab.front == "c" { ROUNDS } else { 1 };
+        let rounds = self.rounds();
         let mut best: Option<(usize, Vec<Outcome>)> = None;
         for round in 1..=rounds {
             let mut outcomes = Vec::new();
@@ -370,16 +370,18 @@ impl<'a> Peers<'a> {
         Ok(best.map(|(_, outcomes)| outcomes).unwrap_or_default())
     }
 
-    /// Ends all guests. What their kernels complained of is kept, as [`Guest::destroy`] does.
+    /// How often something is tried that a stock frontend may miss.
+    fn rounds(&self) -> u32 {
+        match self.lab.front {
+            "c" => ROUNDS,
+            _ => 1,
+        }
+    }
+
+    /// Ends all guests.
     fn end_all(&self) -> Result<()> {
         self.lab.machine.sh_within(
-            &format!(
-                "for d in $(xl list | awk 'NR > 2 {{ print $1 }}'); do
-                   t=$(xenstore-read /local/domain/$(xl domid $d)/console/tty)
-                   agent ask $t 30 \"dmesg | grep -A 20 -E '{TROUBLE}'\" >>/var/log/xen/dmesg-$d.log
-                   xl destroy $d
-                 done"
-            ),
+            "for d in $(xl list | awk 'NR > 2 { print $1 }'); do xl destroy $d; done",
             180,
         )?;
         Ok(())
@@ -481,9 +483,20 @@ fn first(peers: &Peers<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
 
     let device = peers.lab.machine.sh("lspci -xxxx -s 00:05.0")?;
     let device = config::parse(&device).context("in dom0")?;
-    let shown = guest.sh("lspci -xxxx")?;
-    let shown = config::parse(&shown).context("in the guest")?;
-    let differences = config::differences(&device, &shown, config::E1000E);
+    // A stock frontend that the host keeps waiting reads all ones: what differs must do so each time.
+    let mut differences = Vec::new();
+    for round in 0..peers.rounds() {
+        let shown = guest.sh("lspci -xxxx")?;
+        let shown = config::parse(&shown).context("in the guest")?;
+        let here = config::differences(&device, &shown, config::E1000E);
+        match round {
+            0 => differences = here,
+            _ => differences.retain(|line| here.contains(line)),
+        }
+        if differences.is_empty() {
+            break;
+        }
+    }
     outcomes.push(seen(match differences.len() {
         0 => "equal".to_owned(),
         number => {
@@ -700,11 +713,8 @@ fn unload_backend(peers: &Peers<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> 
 fn logs(peers: &Peers<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
     let machine = peers.lab.machine;
     machine.sh("dmesg -c >>/var/log/dmesg.all")?;
-    for files in [
-        "/var/log/dmesg.all",
-        "/var/log/xen/guest-*.log /var/log/xen/dmesg-*.log",
-    ] {
-        let found = machine.ask(&format!("grep -s -E '{TROUBLE}' {files}"), 30)?;
+    for files in ["/var/log/dmesg.all", "/var/log/xen/guest-*.log"] {
+        let found = machine.ask(&format!("{} -s {files}", logs::grep()), 30)?;
         if !found.output.trim().is_empty() {
             say!("    {}", found.output.trim().replace('\n', "\n    "));
         }
@@ -720,7 +730,9 @@ fn complaints(log: &str) -> String {
     const TRACE: &str = "Call Trace";
     let mut found = BTreeSet::new();
     for line in log.lines() {
-        let mut kinds = TROUBLE.split('|').map(|k| k.trim_end_matches([':', ' ']));
+        let mut kinds = logs::TROUBLE
+            .iter()
+            .map(|kind| kind.trim_end_matches([':', ' ']));
         let Some(kind) = kinds.find(|kind| line.contains(kind)) else {
             continue;
         };

@@ -367,7 +367,6 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
     let back = super::xenbus::backend(lab, &other)?;
     super::xenbus::connected(lab, &gone)?;
     super::xenbus::connected(lab, &back)?;
-    victim.keep_log();
     let domid = lab.machine.xl("domid victim")?;
     // In dom0 in one go: the first guest loses its devices, and while they are being reset the
     // other's is taken away and given again, which needs the thread that serves xenbus each time.

@@ -13,7 +13,7 @@ mod seeds;
 mod sysfs;
 mod xenbus;
 
-use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC, STANDARD, TROUBLE};
+use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC};
 use agent::Answer;
 use anyhow::{ensure, Result};
 
@@ -63,7 +63,6 @@ const THEMES: &[&[Case]] = &[
     aer::CASES,
     frontend::CASES,
     seeds::CASES,
-    LAST,
 ];
 
 /// Cases that `make test` leaves to `make test-full`, for their time: parts of names.
@@ -76,8 +75,6 @@ const ONLY_FULL: &[&str] = &[
     // A machine of their own, whose boot takes more than a minute.
     "check_44",
     "by_the_hundred",
-    // Not yet seen behind all the cases that now come before it.
-    "logs_are_free_of_warnings",
     // A minute for a rare thing.
     "a_restored_guest",
     // A minute for a card that is put in and pulled out.
@@ -89,11 +86,6 @@ const ONLY_FULL: &[&str] = &[
 ];
 
 impl Case {
-    /// Whether it only looks at what the others have left in the logs.
-    pub fn looks_at_logs(&self) -> bool {
-        self.name.starts_with("logs_")
-    }
-
     /// Whether it runs only when it is named, or in the full test.
     pub fn is_only_full(&self) -> bool {
         ONLY_FULL.iter().any(|part| self.name.contains(part))
@@ -106,25 +98,11 @@ pub const SMOKE: &[&str] = &[
     "hot_plug_and_unplug",
     "pairing_",
     "check_23",
-    "logs_are_free",
 ];
 
 /// All cases.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     THEMES.iter().copied().flatten()
-}
-
-/// What has to come after all others.
-const LAST: &[Case] = &[logs_case(&STANDARD)];
-
-/// The last case of each machine.
-const fn logs_case(profile: &'static Profile) -> Case {
-    Case {
-        name: "logs_are_free_of_warnings",
-        ends: Ends::Any,
-        profile,
-        run: logs,
-    }
 }
 
 /// What a case works with.
@@ -249,14 +227,4 @@ pub fn unload_frontend(guest: &Guest<'_>) -> Result<Answer> {
         "for d in /sys/bus/xen/drivers/pcifront/pci-*; do [ ! -e $d ] || basename $d >/sys/bus/xen/drivers/pcifront/unbind; done; rmmod xen_pcifront",
         120,
     )
-}
-
-fn logs(lab: &Lab<'_>) -> Result<()> {
-    lab.sh("dmesg -c >>/var/log/dmesg.all")?;
-    let found = lab.machine.ask(
-        &format!("grep -n -E '{TROUBLE}' /var/log/dmesg.all /var/log/xen/*.log"),
-        30,
-    )?;
-    ensure!(found.status == 1, "{}", found.output);
-    Ok(())
 }

@@ -55,7 +55,6 @@ pub const CASES: &[Case] = &[
         profile: &MANY,
         run: hundreds,
     },
-    super::logs_case(&MANY),
 ];
 
 /// The backend's directory of the only guest with a device.
