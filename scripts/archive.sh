@@ -4,8 +4,8 @@
 # common.sh and progress.sh, never run.
 #
 # apt runs inside the lab's root. It keeps a state of its own for each suite in
-# $XENPCI_CACHE/apt/SUITE, so that nobody waits for the lists of a suite that he does
-# not use, and a version is always of the suite that it was looked for in.
+# $XENPCI_CACHE/apt/SUITE: a suite's lists are fetched only when they are needed, and a
+# version is always of the suite that was asked for.
 
 # The host's archive of that label, as its own apt knows it.
 host_archive() {
@@ -127,15 +127,17 @@ list_kernels() {
 		}' | sort -u | sort -k4,4Vr
 }
 
-# unknown_kernels SUITES: kernels there that are of a newer series than all that the table
-# has, as "series release suite"; it needs the lists of those suites.
+# unknown_kernels SUITES: kernels there that are of a newer series than the table has for that
+# suite, as "series release suite"; it needs the lists of those suites. A watched suite has no
+# series of its own: it is compared with the newest of the table.
 unknown_kernels() {
-	local newest suite
-	newest=$(rows kernel | awk '{ print $1 }' | sort -V | tail -n 1)
-	for suite in $1; do list_kernels "$suite"; done |
-		awk -v newest="$newest" '
+	local suite newest
+	for suite in $1; do
+		newest=$(rows kernel | awk -v suite="$suite" '$2 == suite { print $1 }' | sort -V | tail -n 1)
+		[ -n "$newest" ] || newest=$(rows kernel | awk '{ print $1 }' | sort -V | tail -n 1)
+		list_kernels "$suite" | awk -v newest="$newest" '
 			BEGIN { split(newest, known, ".") }
 			{ split($2, number, ".") }
-			number[1] > known[1] + 0 || number[1] == known[1] && number[2] > known[2] + 0 { print $2, $3, $1 }' |
-		sort -u
+			number[1] > known[1] + 0 || number[1] == known[1] && number[2] > known[2] + 0 { print $2, $3, $1 }'
+	done | sort -u
 }

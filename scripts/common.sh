@@ -96,8 +96,8 @@ lock_get() { sed -n "s/^$1=//p" "$kernel_lock" 2>/dev/null || true; }
 kernel_entry() { printf '%s/%s\n' "$cache" "$(lock_get entry)"; }
 kernel_root() { root_path "$(lock_get root)"; }
 
-# for_kernel SERIES SUITE COMMAND...: run it for the newest kernel of a line of the table,
-# whatever else is chosen.
+# for_kernel SERIES SUITE COMMAND...: run it for the kernel of a line of the table, whatever
+# else is chosen: the newest when the line was first used, until that leaves the archive.
 for_kernel() {
 	XENPCI_ROW="$1 $2" XENPCI_LOCK="$cache/locks/$1-$2" KVER='' "${@:3}"
 }
@@ -106,7 +106,7 @@ for_kernel() {
 kernel_config() {
 	sed -n "s/^CONFIG_$1=\"\(.*\)\"$/\1/p" "${2:-$(kernel_entry)/headers/usr/src/linux-headers-$(lock_get release)}/.config"
 }
-# What make is told of the compiler, which is the one that the kernel was built with.
+# What make is told to use: the kernel's own compiler.
 kernel_make_arguments() {
 	local cc
 	cc=$(kernel_config CC_VERSION_TEXT "${1:-}")

@@ -3,7 +3,7 @@
 //! What Xen and the kernels said while a case ran: searched after each case, whatever its end.
 //!
 //! There are two sources. Xen's console is a file of the host; dom0's kernel writes to it, too, from
-//! warnings on, so that a dom0 which hangs or dies is judged as well. The consoles of guests are files
+//! warnings on (but where something is measured: errors only), so that a dom0 which hangs or dies is judged as well. The consoles of guests are files
 //! in dom0, kept by xenconsoled; a guest's kernel writes there from warnings on, so that it does not
 //! matter how the guest ended. [`read`] is called by the lane that has the machine, between two cases.
 //!
