@@ -2,7 +2,7 @@
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
 export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM JOBS
-export KVER_UNTRIED PARTS
+export KVER_UNTRIED PARTS VCPUS
 
 help:
 	@echo 'Xen PCI backend and frontend in Rust, for the stock kernel of Debian. Run as root:'
@@ -39,6 +39,7 @@ help:
 	@echo '  DESTDIR=DIR       install, uninstall: below another root'
 	@echo '  BACK=c FRONT=c    lab: the stock driver at that end (default: rust)'
 	@echo '  JOBS=N            lab: machines at once (default: one for each CPU, four at most)'
+	@echo '  VCPUS=2           lab: as many virtual CPUs for dom0 (with JOBS=1, so that it has both of the host)'
 	@echo '  ARGS=...          demo, lab, shell: arguments for the runner, such as names of cases'
 
 setup:

@@ -749,7 +749,11 @@ fn flood(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
 /// dom0's memory for each connected guest: that of several at once.
 fn memory(figures: &mut Figures, images: &Images, out: &Path) -> Result<()> {
     const GUESTS: usize = 8;
-    let machine = Machine::boot(images, out, &PROFILE, Options::default())?;
+    let options = Options {
+        measured: true,
+        ..Options::default()
+    };
+    let machine = Machine::boot(images, out, &PROFILE, options)?;
     let edu = machine.sh("lspci -D -n -d 1234:11e8 | cut -d' ' -f1")?;
     let functions: Vec<&str> = edu.lines().take(GUESTS).collect();
     let mut guests = Vec::new();

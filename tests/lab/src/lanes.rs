@@ -45,6 +45,8 @@ pub struct Plan<'a> {
     pub front: &'a str,
     /// How often.
     pub counts: Counts,
+    /// Virtual CPUs of dom0.
+    pub vcpus: u32,
 }
 
 /// What came of it.
@@ -267,7 +269,13 @@ impl Queue<'_> {
     fn boot(&self, out: &Path, profile: &'static Profile) -> Result<Machine> {
         let booted = self.images_of(profile.kernel).and_then(|images| {
             std::fs::create_dir_all(out).context("the directory for logs")?;
-            boot(&images, out, profile)
+            let machine = boot(&images, out, profile, self.plan.vcpus)?;
+            let trouble = logs::read(&machine, logs::BOOT)?;
+            if !trouble.is_empty() {
+                let what = format!("boot of machine \"{}\"", profile.name);
+                lock(&self.tally).fail(&what, &trouble.join("\n"));
+            }
+            Ok(machine)
         });
         booted.inspect_err(|_| lock(&self.tally).broken.push(profile.name))
     }

@@ -180,6 +180,10 @@ pub struct Options {
     pub interactive: bool,
     /// Time is the number of instructions: what is measured does not depend on the host.
     pub counted: Option<Counted>,
+    /// Something is measured: the kernels' own checks are off, and their warnings stay in their rings.
+    pub measured: bool,
+    /// Virtual CPUs of dom0 beyond the first.
+    pub more_vcpus: u32,
 }
 
 /// A machine whose clock counts instructions: one is 2 ns, and when all CPUs are idle the time until the
@@ -223,7 +227,7 @@ const PATIENCE_COUNTED: u64 = 8;
 
 /// Xen: each option saves a table, a check or a wait that the lab does not need. `no` alone would also switch
 /// the FPU lazily, which the emulator does not survive: two guests on one CPU corrupt each other's registers.
-const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M dom0_max_vcpus=1 \
+const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M \
     dom0_vcpus_pin \
     noreboot spec-ctrl=no,eager-fpu xpti=no loglvl=warning";
 /// dom0 and guests: most of the kernel's messages go to its ring only, the serial line is slow.
@@ -231,11 +235,12 @@ const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M do
 const KERNEL_ARGS: &str = "console=hvc0 quiet mitigations=off nokaslr audit=0 selinux=0 \
     random.trust_cpu=on tsc=nowatchdog";
 /// Where something is measured, only errors go to the console.
-const COUNTED_ARGS: &str = "loglevel=4";
+const MEASURED_ARGS: &str = "loglevel=4";
 /// Elsewhere warnings do, too, as [`crate::logs`] reads them there; and what is cheap of the
 /// kernel's own checks is on: poisoned and guarded memory.
-const UNCOUNTED_ARGS: &str = "loglevel=5 init_on_alloc=0 slub_debug=FZPU page_poison=1 \
-    kfence.sample_interval=10";
+const CHECKING_ARGS: &str = "loglevel=5 slub_debug=FZPU page_poison=1 kfence.sample_interval=10";
+/// Not where instructions are counted: the emulator needs long for it.
+const FAST_ARGS: &str = "init_on_alloc=0";
 
 impl Machine {
     /// Boots and waits until dom0 answers.
@@ -257,9 +262,10 @@ impl Machine {
             }
         }
         let cpus = options.counted.map_or(2, |counted| counted.cpus);
-        let kernel_args = match options.counted {
-            None => format!("{KERNEL_ARGS} {UNCOUNTED_ARGS}"),
-            Some(_) => format!("{KERNEL_ARGS} {COUNTED_ARGS}"),
+        let kernel_args = match (options.counted, options.measured) {
+            (None, false) => format!("{KERNEL_ARGS} {FAST_ARGS} {CHECKING_ARGS}"),
+            (None, true) => format!("{KERNEL_ARGS} {FAST_ARGS} {MEASURED_ARGS}"),
+            (Some(_), _) => format!("{KERNEL_ARGS} {MEASURED_ARGS}"),
         };
         let shell = if options.interactive { " shell" } else { "" };
         let mut command = Command::new("qemu-system-x86_64");
@@ -289,7 +295,8 @@ impl Machine {
             .arg(&images.xen)
             .arg("-append")
             .arg(format!(
-                "{XEN_ARGS} {}",
+                "{XEN_ARGS} dom0_max_vcpus={} {}",
+                1 + options.more_vcpus,
                 options.counted.map_or("", |counted| counted.xen)
             ))
             .arg("-initrd")

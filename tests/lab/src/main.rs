@@ -110,6 +110,9 @@ enum Do {
         /// Machines at once; by default one for each CPU of the host, four at most.
         #[arg(long, env = "JOBS")]
         jobs: Option<usize>,
+        /// Virtual CPUs of dom0: with two, what runs in it at the same time really does.
+        #[arg(long, env = "VCPUS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=2))]
+        vcpus: u32,
     },
     /// Shows a NIC in a guest.
     Demo,
@@ -196,6 +199,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             reads,
             storm,
             jobs,
+            vcpus,
         } => {
             let full = choice.full;
             let counts = Counts {
@@ -204,7 +208,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
                 reads: reads.unwrap_or(if full { 100_000 } else { 4_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
             };
-            run_cases(arguments, &paths, choice, counts, *jobs)
+            run_cases(arguments, &paths, choice, counts, (*jobs, *vcpus))
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
@@ -269,9 +273,13 @@ impl Choice {
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
-fn boot(images: &Images, out: &Path, profile: &Profile) -> Result<Machine> {
+fn boot(images: &Images, out: &Path, profile: &Profile, vcpus: u32) -> Result<Machine> {
     let start = Instant::now();
-    let boot = || Machine::boot(images, out, profile, Options::default());
+    let options = Options {
+        more_vcpus: vcpus - 1,
+        ..Options::default()
+    };
+    let boot = || Machine::boot(images, out, profile, options);
     let machine = boot().or_else(|e| {
         say!("boot failed ({e:#}), tried once more");
         boot()
@@ -292,7 +300,7 @@ fn run_cases(
     paths: &Paths,
     choice: &Choice,
     counts: Counts,
-    jobs: Option<usize>,
+    (jobs, vcpus): (Option<usize>, u32),
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
@@ -314,6 +322,7 @@ fn run_cases(
         back: &arguments.back,
         front: &arguments.front,
         counts,
+        vcpus,
     };
     let tally = lanes::run(&plan, chosen, jobs.unwrap_or_else(lanes::most))?;
     if tally.repeated > 0 {
@@ -342,7 +351,7 @@ fn run_cases(
 }
 
 fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
-    let machine = boot(images, &arguments.out, &STANDARD)?;
+    let machine = boot(images, &arguments.out, &STANDARD, 1)?;
     let lab = Lab {
         machine: &machine,
         back: &arguments.back,
@@ -394,7 +403,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
 }
 
 fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
-    let machine = boot(images, &arguments.out, &STANDARD)?;
+    let machine = boot(images, &arguments.out, &STANDARD, 1)?;
     let mut guests = Vec::new();
     let lines = std::io::stdin().lines().map_while(Result::ok);
     let commands: Box<dyn Iterator<Item = String>> = if commands.is_empty() {

@@ -191,6 +191,17 @@ impl<'a> Lab<'a> {
         Ok(found.lines().map(str::to_owned).collect())
     }
 
+    /// Has Xen give a function back to dom0. What a guest had stays in quarantine after it: a driver of
+    /// dom0 binds to it, and its DMA faults.
+    pub fn give_to_dom0(&self, function: &str) -> Result<()> {
+        self.load(self.back, "")?;
+        self.machine.xl(&format!("pci-assignable-add {function}"))?;
+        self.machine
+            .xl(&format!("pci-assignable-remove {function}"))?;
+        self.sh("rmmod xen_pciback")?;
+        Ok(())
+    }
+
     /// Ends what a case has left: guests, the backend, dom0's drivers.
     fn tidy(&self) -> Result<()> {
         self.sh("dmesg -c >>/var/log/dmesg.all")?;

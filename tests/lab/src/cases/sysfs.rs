@@ -402,6 +402,7 @@ fn grants(lab: &Lab<'_>) -> Result<()> {
 }
 
 fn hide_force(lab: &Lab<'_>) -> Result<()> {
+    lab.give_to_dom0(NIC)?;
     lab.sh("modprobe e1000e && modprobe nvme && ip link set eth0 up && mkdir -p /tmp/disk")?;
     lab.machine
         .until("test -b /dev/nvme0n1 && test -b /dev/nvme1n1", 10)?;
