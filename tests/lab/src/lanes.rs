@@ -215,8 +215,10 @@ impl Queue<'_> {
         self.announce(case);
         let mut machine = machine;
         let (mut result, mut seconds) = self.once(case, &machine);
-        // The one reason to begin a case again: there is no machine any more.
-        let lost = result.is_err().then(|| machine.lost_interrupt()).flatten();
+        // The one reason to begin a case again, once in a run: there is no machine any more.
+        let first = lock(&self.tally).lost.is_empty();
+        let lost = (result.is_err() && first).then(|| machine.lost_interrupt());
+        let lost = lost.flatten();
         if let Some(lost) = lost {
             say!("    the emulator lost an interrupt: {lost}; begun again in a new machine");
             {
