@@ -224,7 +224,10 @@ pub const LINK_IS_UP: &str = "[ \"$(cat /sys/class/net/eth0/carrier)\" = 1 ]";
 
 /// Starts the NIC in a guest and gets an answer through it.
 pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
-    guest.sh("modprobe e1000e && ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
+    guest.sh("modprobe e1000e")?;
+    // A function that is shown already may still wait for its driver.
+    guest.until("[ -e /sys/class/net/eth0 ]", 30)?;
+    guest.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
     guest.until(LINK_IS_UP, 30)?;
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
