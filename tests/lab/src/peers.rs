@@ -497,18 +497,18 @@ fn first(peers: &Peers<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
             break;
         }
     }
-    outcomes.push(seen(match differences.len() {
-        0 => "equal".to_owned(),
+    outcomes.push(match differences.len() {
+        0 => seen("equal"),
         number => {
             say!("    {}", differences.join("\n    "));
             let places: Vec<_> = differences
                 .iter()
-                .filter_map(|line| Some(line.split_once(':')?.0))
+                .map(|line| line.split_once(':').map_or(line.as_str(), |(at, _)| at))
                 .take(8)
                 .collect();
-            format!("{number} dwords differ: {}", places.join(" "))
+            missed(format!("{number} differences: {}", places.join(", ")))
         }
-    }));
+    });
 
     guest.ask("modprobe e1000e", 60)?;
     if !holds(&guest, "[ -e /sys/class/net/eth0/device/driver ]")? {
