@@ -20,6 +20,8 @@ need_root() {
 rows() { awk -v kind="$1" '{ sub(/#.*/, "") } $1 == kind { $1 = ""; print substr($0, 2) }' "$top/scripts/kernels"; }
 # The first suite of the table is where kernels come from when nobody says more.
 default_suite() { rows kernel | awk 'NR == 1 { print $2 }'; }
+# All suites that kernels come from, or are watched in.
+suites_of_table() { { rows kernel | awk '{ print $2 }'; rows watch | awk '{ print $1 }'; } | awk '!seen[$0]++'; }
 # root_of SERIES SUITE: the root that builds for it. A series that is not in the table
 # is taken as far as the suite's others.
 root_of() {
