@@ -56,6 +56,7 @@ use kernel::{
 use pciif::{
     exchange::{Exchange, Note, Refusal},
     op::OpStatus,
+    wakes::Wakes,
     wire::{self, MsixEntry, PciOp},
 };
 use xen::{
@@ -82,11 +83,17 @@ const MOST_MESSAGES: u32 = 16;
 /// Where the work items of all links run.
 pub(crate) static QUEUE: Queue = Queue::closed();
 
+/// What belongs to who may use the request slot.
+struct Turn {
+    exchange: Exchange,
+    wakes: Wakes,
+}
+
 /// What the handler, the work item and the waiters share.
 #[pin_data]
 pub(crate) struct Link {
     #[pin]
-    turn: IrqLock<Exchange>,
+    turn: IrqLock<Turn>,
     #[pin]
     errors: Item<Link, 0>,
     clock: PollClock,
@@ -138,7 +145,10 @@ impl Transport {
         page.page().set_flag(wire::FLAG_PCIB_AERHANDLER);
         let link = Arc::pin_init(
             pin_init!(Link {
-                turn <- new_irq_lock!(Exchange::new(), "pcifront_turn"),
+                turn <- new_irq_lock!(
+                    Turn { exchange: Exchange::new(), wakes: Wakes::new() },
+                    "pcifront_turn"
+                ),
                 errors <- Item::new(c"pcifront_errors", work_class()),
                 clock: PollClock::new(),
                 irq: IrqCell::empty(),
@@ -295,11 +305,12 @@ impl Link {
         entries: &mut [MsixEntry],
     ) -> Result<Answer, OpStatus> {
         let mut turn = self.turn.lock();
+        let Turn { exchange, wakes } = &mut *turn;
         let page = self.page.page();
         if self.gone.load(Ordering::Relaxed) {
-            turn.set_gone();
+            exchange.set_gone();
         }
-        let patience = match turn.begin(page.flag(wire::FLAG_PCIF_ACTIVE)) {
+        let patience = match exchange.begin(page.flag(wire::FLAG_PCIF_ACTIVE)) {
             Ok(patience) => patience,
             Err((refusal, note)) => {
                 if note.is_some() {
@@ -326,11 +337,11 @@ impl Link {
         irq.clear_pending();
         page.set_flag(wire::FLAG_PCIF_ACTIVE);
         irq.notify();
-        let (answered, waited) = match self.wait(irq, patience) {
+        let (answered, waited) = match self.wait(irq, patience, wakes) {
             Ok(()) => (true, 0),
             Err(waited) => (false, waited),
         };
-        let note = turn.finish(answered, waited);
+        let note = exchange.finish(answered, waited);
         if !answered {
             self.losses.fetch_add(1, Ordering::Relaxed);
         }
@@ -356,7 +367,7 @@ impl Link {
 
     /// Waits until the backend has cleared the flag; gives up after `patience` ns, and says then how long
     /// that was. Interrupts are off.
-    fn wait(&self, irq: Irq, patience: i64) -> Result<(), i64> {
+    fn wait(&self, irq: Irq, patience: i64, wakes: &mut Wakes) -> Result<(), i64> {
         let page = self.page.page();
         let start = clock::now();
         let mut now = start;
@@ -382,14 +393,11 @@ impl Link {
             }
             let before = now;
             now = clock::now();
-            // A wait that ended by its deadline ends at it; one that took much longer tells of a vCPU
-            // that was not scheduled.
-            let late = now.saturating_sub(before) - i64::from(SLICE);
             if !answered {
                 self.clock.learn();
-            } else if (0..i64::from(SLICE / 8)).contains(&late) {
+            } else if wakes.note(now.saturating_sub(before), SLICE.into()) {
                 // Said because it would cost a second each time.
-                kernel::pr_warn_once!("an answer came without its event\n");
+                kernel::pr_warn!("an answer came without its event\n");
             }
         }
     }

@@ -55,4 +55,5 @@ pub mod state;
 pub mod text;
 pub mod topology;
 pub mod vectors;
+pub mod wakes;
 pub mod wire;
