@@ -8,7 +8,7 @@
 //! thread for all watches of all devices, which `otherend_changed` and our own watches share: what
 //! takes long belongs into a work item. `remove` runs in that thread too when a domain dies.
 
-use crate::sys;
+use crate::{store, sys};
 use core::{marker::PhantomData, mem::offset_of};
 use kernel::{
     bindings,
@@ -106,6 +106,29 @@ impl Device {
         unsafe { sys::xenbus_switch_state(self.as_raw(), state.number() as sys::xenbus_state) };
     }
 
+    /// Writes state `to` if the store still has `from`, and gives whether it did. A toolstack writes our
+    /// state, too: what it wrote after we had looked must not be lost.
+    ///
+    /// Unlike [`Self::switch_state`] it goes by the store, not by what the core remembers. Sleeps.
+    pub fn switch_state_from(&self, from: State, to: State) -> bool {
+        let directory = self.directory();
+        let written = store::transaction(|store| {
+            let present = store.read(directory, c"state")?.number()?;
+            if self::state(present) != from {
+                return Ok(false);
+            }
+            store.write(directory, c"state", fmt!("{}", to.number()))?;
+            Ok(true)
+        });
+        match written {
+            Ok(true) => self.state_was_written(to),
+            // The toolstack has taken the directory away.
+            Ok(false) | Err(ENOENT) => {}
+            Err(e) => self.error(e, fmt!("writing new state")),
+        }
+        written.unwrap_or(false)
+    }
+
     /// Tells the core which state was written to the store by other means than
     /// [`Self::switch_state`], namely in a transaction together with other keys.
     pub fn state_was_written(&self, state: State) {
@@ -132,6 +155,10 @@ impl Device {
     }
 
     fn report(&self, error: Error, text: fmt::Arguments<'_>, fatal: bool) {
+        if fatal {
+            // The core does not write a state that it takes for the present one.
+            self.state_was_written(self.own_state());
+        }
         let text = CString::try_from_fmt(text);
         let text = text.as_ref().map_or(c"out of memory", |t| t);
         // SAFETY: a live device; the text is an argument of "%s", never a format.

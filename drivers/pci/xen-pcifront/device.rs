@@ -136,14 +136,19 @@ fn start_again(dev: &Device) -> Result {
 }
 
 /// Makes the backend start again. Gives whether it did; if not, the frontend is closed.
+///
+/// One that is Closing wanted to connect to the frontend of before, which was gone by then: it waits for
+/// Closed.
 fn come_back(dev: &Device) -> Result<bool> {
     start_again(dev)?;
     for _ in 0..COME_BACK / 50 {
-        if matches!(
-            dev.peer_state(),
-            State::Initialising | State::InitWait | State::Initialised
-        ) {
-            return Ok(true);
+        match (dev.peer_state(), dev.own_state()) {
+            (State::Initialising | State::InitWait | State::Initialised, State::Initialising) => {
+                return Ok(true);
+            }
+            (State::Closing, State::Initialising) => dev.switch_state(State::Closed),
+            (State::Closed, State::Closed) => start_again(dev)?,
+            _ => {}
         }
         fsleep(Delta::from_millis(50));
     }

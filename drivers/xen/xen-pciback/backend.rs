@@ -16,7 +16,7 @@
 //! item only. Nothing is held while the work item waits for a function to become free.
 
 use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use kernel::{
     fmt, new_mutex,
     prelude::*,
@@ -30,6 +30,7 @@ use pciif::{
     wire,
 };
 use xen::{
+    clock,
     log::{RateLimit, Show},
     store::{self, NumberedKey},
     work::{Item, Run},
@@ -38,8 +39,19 @@ use xen::{
 
 /// More devices than this are not believed.
 const MAX_DEVICES: u32 = 1024;
+/// How long a frontend waits that failed to be connected to too often, in ns.
+const REFUSAL: i64 = 600_000_000_000;
 /// Steps of one run of the work item; whatever is left has an event of its own.
 const MAX_STEPS: u32 = 16;
+
+/// What becomes of a device of the list that has no `state-N`.
+#[derive(Clone, Copy)]
+enum Stateless {
+    /// A toolstack that starts a guest need not write any.
+    Export,
+    /// One that changes the list writes it last.
+    Leave,
+}
 
 /// One guest's backend.
 #[pin_data]
@@ -61,14 +73,12 @@ pub(crate) struct Backend {
     /// For lines that the guest can provoke.
     #[pin]
     limit: RateLimit,
-    /// The frontend could not be connected to once.
-    failed: AtomicBool,
-    /// How often it may then try again: the bus code has a line in the log for each page that cannot be
+    /// How often connecting may fail: the bus code has a line in the log for each page that cannot be
     /// mapped, and no limit for them.
     #[pin]
-    retries: RateLimit,
-    /// It was said that the limit is reached.
-    refused: AtomicBool,
+    failures: RateLimit,
+    /// The limit was reached: no frontend is connected to before this time, in ns.
+    refused_until: AtomicI64,
 }
 
 xen::has_work_item!(Backend, 0, control);
@@ -120,9 +130,8 @@ impl xenbus::Driver for Backend {
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
                 end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
                 limit <- RateLimit::new(60, 4),
-                failed: AtomicBool::new(false),
-                retries <- RateLimit::new(600, 16),
-                refused: AtomicBool::new(false),
+                failures <- RateLimit::new(600, 16),
+                refused_until: AtomicI64::new(i64::MIN),
             }),
             GFP_KERNEL,
         )
@@ -135,7 +144,7 @@ impl xenbus::Driver for Backend {
     }
 
     fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, front: State) {
-        if this.next(front) == BackendAction::Unregister {
+        if this.next(dev.own_state(), front) == BackendAction::Unregister {
             dev.switch_state(State::Closed);
             // Calls `remove`.
             dev.unregister();
@@ -156,43 +165,52 @@ impl Backend {
         self.dying.load(Ordering::Acquire)
     }
 
-    fn next(&self, front: State) -> BackendAction {
+    fn next(&self, own: State, front: State) -> BackendAction {
         let up = self.link.lock().is_some();
-        backend_step(self.dev.own_state(), front, up, self.dev.is_online())
+        backend_step(own, front, up, self.dev.is_online())
     }
 
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
-        match self.next(self.dev.peer_state()) {
+        let own = self.dev.own_state();
+        match self.next(own, self.dev.peer_state()) {
             // A frontend that started again so fast that nobody saw it start: its page is another one.
-            BackendAction::Wait if self.is_replaced() => {
+            BackendAction::Wait if own == State::Connected && self.is_replaced() => {
                 self.disconnect();
-                self.switch(State::InitWait)
+                self.switch(own, State::InitWait)
             }
             BackendAction::Wait => false,
-            BackendAction::Export => self.export_all(),
+            BackendAction::Export => {
+                self.follow_list(Stateless::Export)
+                    && own == State::InitWait
+                    && self.switch(own, State::Initialised)
+            }
             BackendAction::Attach => {
-                self.export_all();
-                self.attach();
+                self.follow_list(Stateless::Export);
+                self.attach(own);
                 true
             }
-            BackendAction::Reconfigure => self.reconfigure(),
-            BackendAction::Resume => self.switch(State::Connected),
+            BackendAction::Reconfigure => {
+                self.follow_list(Stateless::Leave) && self.switch(own, State::Reconfigured)
+            }
+            BackendAction::Resume => self.switch(own, State::Connected),
             BackendAction::Disconnect { then } => {
                 self.disconnect();
-                self.switch(then)
+                self.switch(own, then)
             }
             BackendAction::Reconnect => {
                 self.disconnect();
-                self.switch(State::InitWait)
+                self.switch(own, State::InitWait)
             }
             // The core's own thread does this: it hears of the same change.
             BackendAction::Unregister => false,
         }
     }
 
-    fn switch(&self, state: State) -> bool {
-        self.dev.switch_state(state);
+    /// Moves from state `own` to `state`. Gives `true`: whether or not the toolstack wrote another state
+    /// meanwhile, there may be more to do.
+    fn switch(&self, own: State, state: State) -> bool {
+        self.dev.switch_state_from(own, state);
         true
     }
 
@@ -209,11 +227,10 @@ impl Backend {
     }
 
     /// Whether a frontend that waits for us has published another page or port than those in use.
+    /// Only to be asked in state Connected.
     fn is_replaced(&self) -> bool {
         let in_use = self.link.lock().as_ref().map(Link::keys);
-        let (State::Connected, State::Initialised, Some(in_use)) =
-            (self.dev.own_state(), self.dev.peer_state(), in_use)
-        else {
+        let (State::Initialised, Some(in_use)) = (self.dev.peer_state(), in_use) else {
             return false;
         };
         let read = |key: &CStr| {
@@ -264,23 +281,22 @@ impl Backend {
             .map_or(State::Unknown, xenbus::state)
     }
 
-    /// Exports what is new in the list, and in InitWait moves on. `true` if that changed the state.
-    fn export_all(&self) -> bool {
+    /// Exports what is new in the list, and takes from the guest what leaves it. `true` if the list could
+    /// be read to its end.
+    fn follow_list(&self, stateless: Stateless) -> bool {
         let Ok(count) = self.count() else {
             return false;
         };
         for number in 0..count {
-            if matches!(
-                self.device_state(number),
-                State::Initialising | State::Unknown
-            ) {
-                self.export(number);
+            match (self.device_state(number), stateless) {
+                (State::Initialising, _) | (State::Unknown, Stateless::Export) => {
+                    self.export(number);
+                }
+                (State::Closing, _) => self.withdraw(number, count),
+                _ => {}
             }
         }
-        if self.publish_roots().is_err() || self.dying() {
-            return false;
-        }
-        self.dev.own_state() == State::InitWait && self.switch(State::Initialised)
+        self.publish_roots().is_ok() && !self.dying()
     }
 
     /// Exports one device of the list. One that cannot be exported fails alone: its state says Closed,
@@ -366,30 +382,31 @@ impl Backend {
         Ok(())
     }
 
-    /// Maps the frontend's page and binds its event channel.
-    fn attach(&self) {
-        if self.failed.load(Ordering::Relaxed) && !self.retries.allows() {
-            if !self.refused.swap(true, Ordering::Relaxed) {
-                dev_warn!(
-                    self.dev.generic(),
-                    "a frontend that could not be connected to tries again too often, it has to wait up to ten minutes\n"
-                );
-            }
-            self.switch(State::Closing);
+    /// Maps the frontend's page and binds its event channel; `own` is the state until then.
+    fn attach(&self, own: State) {
+        if clock::now() < self.refused_until.load(Ordering::Relaxed) {
+            self.switch(own, State::Closing);
             return;
         }
         match self.connect() {
             Ok(link) => {
                 *self.link.lock() = Some(link);
-                self.switch(State::Connected);
+                self.switch(own, State::Connected);
             }
             Err((e, text)) => {
-                self.failed.store(true, Ordering::Relaxed);
+                if !self.failures.allows() {
+                    self.refused_until
+                        .store(clock::now().saturating_add(REFUSAL), Ordering::Relaxed);
+                    dev_warn!(
+                        self.dev.generic(),
+                        "a frontend that could not be connected to tries again too often, it has to wait ten minutes\n"
+                    );
+                }
                 // What a guest writes decides how often this happens.
                 if self.limit.allows() {
                     self.dev.fatal(e, fmt!("{text}"));
                 } else {
-                    self.switch(State::Closing);
+                    self.switch(own, State::Closing);
                 }
             }
         }
@@ -421,24 +438,6 @@ impl Backend {
             return Err((EFAULT, "version mismatch with pcifront - halting"));
         }
         Link::new(&self.dev, self.exports.clone(), grant, port)
-    }
-
-    /// Hot-plug and hot-unplug: what the list asks for, then Reconfigured.
-    fn reconfigure(&self) -> bool {
-        let Ok(count) = self.count() else {
-            return false;
-        };
-        for number in 0..count {
-            match self.device_state(number) {
-                State::Initialising => self.export(number),
-                State::Closing => self.withdraw(number, count),
-                _ => {}
-            }
-        }
-        if self.publish_roots().is_err() || self.dying() {
-            return false;
-        }
-        self.switch(State::Reconfigured)
     }
 
     /// Where the guest sees device `number`.

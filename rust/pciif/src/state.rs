@@ -48,10 +48,12 @@
 //! Rules of the backend:
 //!
 //! * It never says Connected without an attached page, whatever the frontend says.
+//! * A toolstack may write Reconfiguring at any moment. Where there is no connection yet, the list is
+//!   followed when it is made. No state is written over one that the toolstack wrote meanwhile.
 //! * A frontend that starts again finds its functions: from Closed, or when it restarts without
 //!   having said goodbye (a new kernel by kexec), the backend goes back to InitWait and keeps them.
 //!   It does not do so from Closing, which it enters itself after a fatal error: that would be
-//!   tried for ever.
+//!   tried for ever. A frontend that starts again says Closed to such a backend first.
 //! * A frontend that vanished (Unknown) ends the backend, whatever `online` says.
 //!
 //! # The frontend's edges
@@ -144,8 +146,8 @@ pub enum BackendAction {
     /// in InitWait, switch to Initialised. Functions that are exported already are left alone, so
     /// this also picks up what a toolstack adds while the guest starts.
     Export,
-    /// As [`BackendAction::Export`] for what was added meanwhile; then map the frontend's page,
-    /// bind its event channel and switch to Connected.
+    /// Export and release functions by their `state-N`, as the list may have changed meanwhile; then
+    /// map the frontend's page, bind its event channel and switch to Connected.
     Attach,
     /// Export and release functions by their `state-N`, then switch to Reconfigured.
     Reconfigure,
@@ -214,6 +216,13 @@ pub const fn backend_step(own: State, front: State, link_up: bool, online: bool)
                 State::Initialising => Do::Disconnect {
                     then: State::Closing,
                 },
+                // The toolstack's word stands where ours was before the connection was made: it saw
+                // an earlier one, or did not look.
+                State::Initialised | State::Reconfiguring
+                    if matches!(own, State::Reconfiguring) && !link_up =>
+                {
+                    Do::Attach
+                }
                 State::Reconfiguring if matches!(own, State::Reconfiguring) => Do::Reconfigure,
                 State::Connected if matches!(own, State::Reconfigured) && link_up => Do::Resume,
                 _ => Do::Wait,
@@ -354,7 +363,7 @@ mod tests {
             "UN...gd..", // Connected
             "U.....d..", // Closing
             "UN.N.....", // Closed
-            "UN...gdR.", // Reconfiguring
+            "UN.A.gdA.", // Reconfiguring
             "UN...gd..", // Reconfigured
         ];
         assert_eq!(backend_table(false, true), online);
@@ -366,7 +375,7 @@ mod tests {
             "Ug...gU..", // Connected
             "U.....U..", // Closing
             "U.....U..", // Closed
-            "Ug...gUR.", // Reconfiguring
+            "Ug.A.gUA.", // Reconfiguring
             "Ug...gU..", // Reconfigured
         ];
         assert_eq!(backend_table(false, false), offline);
@@ -475,6 +484,10 @@ mod tests {
         online: bool,
         unregistered: bool,
         scans: u32,
+        /// The toolstack has changed the list and the backend has not looked at it since.
+        list_is_new: bool,
+        /// The backend has followed the list and the frontend has not scanned since.
+        scan_is_due: bool,
     }
 
     impl Pair {
@@ -486,7 +499,20 @@ mod tests {
                 online: true,
                 unregistered: false,
                 scans: 0,
+                list_is_new: false,
+                scan_is_due: false,
             }
+        }
+
+        /// The toolstack plugs or unplugs a device, whatever the states are: it may have seen Connected
+        /// before.
+        fn reconfigure(&mut self) {
+            self.list_is_new = true;
+            self.back = State::Reconfiguring;
+        }
+
+        fn follow_list(&mut self) {
+            self.scan_is_due |= core::mem::take(&mut self.list_is_new);
         }
 
         fn step_backend(&mut self) -> bool {
@@ -496,10 +522,14 @@ mod tests {
                 BackendAction::Export if self.back == State::Initialised => return false,
                 BackendAction::Export => self.back = State::Initialised,
                 BackendAction::Attach => {
+                    self.follow_list();
                     self.link_up = true;
                     self.back = State::Connected;
                 }
-                BackendAction::Reconfigure => self.back = State::Reconfigured,
+                BackendAction::Reconfigure => {
+                    self.follow_list();
+                    self.back = State::Reconfigured;
+                }
                 BackendAction::Resume => self.back = State::Connected,
                 BackendAction::Disconnect { then } => {
                     self.link_up = false;
@@ -526,6 +556,7 @@ mod tests {
                 FrontendAction::Publish => self.front = State::Initialised,
                 FrontendAction::Connect | FrontendAction::Rescan => {
                     self.scans += 1;
+                    self.scan_is_due = false;
                     self.front = State::Connected;
                 }
                 FrontendAction::Detach => self.front = State::Reconfiguring,
@@ -585,6 +616,47 @@ mod tests {
                 (State::Connected, State::Connected)
             );
             assert_eq!(pair.scans, 2);
+        });
+    }
+
+    #[test]
+    fn a_list_that_changes_at_any_moment_is_followed() {
+        for_every_order(|order| {
+            for goodbye in [false, true] {
+                // The change comes after so many steps of a frontend that connects.
+                for steps in 0..12 {
+                    let mut pair = Pair::new();
+                    if goodbye {
+                        pair.settle(0);
+                        pair.front = State::Closing;
+                    }
+                    for step in 0..steps {
+                        if goodbye && pair.front == State::Closed && pair.back == State::Closed {
+                            pair.front = State::Initialising;
+                        }
+                        if (order >> (step % 8)) & 1 != 0 {
+                            let _ = pair.step_frontend() || pair.step_backend();
+                        } else {
+                            let _ = pair.step_backend() || pair.step_frontend();
+                        }
+                    }
+                    pair.reconfigure();
+                    pair.settle(order);
+                    if pair.front == State::Closed {
+                        pair.front = State::Initialising;
+                        pair.settle(order);
+                    }
+                    assert_eq!(
+                        (pair.back, pair.front, pair.link_up),
+                        (State::Connected, State::Connected, true),
+                        "order {order:#x}, {steps} steps: {pair:?}"
+                    );
+                    assert!(
+                        !pair.list_is_new && !pair.scan_is_due,
+                        "order {order:#x}, {steps} steps: {pair:?}"
+                    );
+                }
+            }
         });
     }
 
