@@ -26,6 +26,7 @@ const PROFILE: Profile = Profile {
     ],
     disks: &[],
     dom0: "",
+    vcpus: 1,
 };
 
 /// Four functions that their firmware resets slowly.
@@ -40,6 +41,7 @@ const SLOW_PROFILE: Profile = Profile {
     ],
     disks: &[],
     dom0: "",
+    vcpus: 1,
 };
 
 /// Backend and frontend, in the order of a round: the backend is changed only twice.

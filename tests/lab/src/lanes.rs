@@ -45,8 +45,15 @@ pub struct Plan<'a> {
     pub front: &'a str,
     /// How often.
     pub counts: Counts,
-    /// Virtual CPUs of dom0.
-    pub vcpus: u32,
+    /// Virtual CPUs of dom0, instead of each profile's.
+    pub vcpus: Option<u32>,
+}
+
+impl Plan<'_> {
+    /// Whether the case's machine needs both CPUs of the host.
+    fn is_alone(&self, case: &Case) -> bool {
+        self.vcpus.unwrap_or(case.profile.vcpus) > 1
+    }
 }
 
 /// What came of it.
@@ -109,52 +116,30 @@ fn available_kib(meminfo: &str) -> usize {
     number.and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-/// Runs the cases in at most `jobs` lanes. A few are not worth a second boot.
-pub fn run(plan: &Plan<'_>, cases: Vec<&'static Case>, jobs: usize) -> Result<Tally> {
-    let mut waiting = cases;
+/// Runs the cases in at most `jobs` lanes; then, one after the other, those whose dom0 needs both CPUs of
+/// the host.
+pub fn run(plan: &Plan<'_>, mut cases: Vec<&'static Case>, jobs: usize) -> Result<Tally> {
     // A stable sort.
-    waiting.sort_by_key(|case| {
+    cases.sort_by_key(|case| {
         LONG.iter()
             .position(|l| case.name.contains(l))
             .unwrap_or(99)
     });
-    let lanes = jobs.min(waiting.len().div_ceil(4)).max(1);
     let queue = Queue {
         plan,
         port: files::serve()?,
-        total: waiting.len(),
-        waiting: Mutex::new(waiting),
+        total: cases.len(),
+        waiting: Mutex::default(),
         tally: Mutex::default(),
         images: Mutex::default(),
     };
-    if lanes > 1 {
-        say!("{lanes} machines at once; each line says from which it is");
-    }
-    let panics = thread::scope(|scope| {
-        let lane = |number: usize| {
-            let queue = &queue;
-            scope.spawn(move || {
-                if lanes == 1 {
-                    return queue.lane(&plan.paths.out);
-                }
-                say::this_is_lane(number);
-                queue.lane(&plan.paths.out.join(number.to_string()));
-            })
-        };
-        let lanes: Vec<_> = (1..=lanes).map(lane).collect();
-        let ends = lanes.into_iter().map(|lane| lane.join());
-        ends.filter(Result::is_err).count()
-    });
+    let (alone, beside) = cases.into_iter().partition(|case| plan.is_alone(case));
+    queue.all(beside, jobs);
+    queue.all(alone, 1);
     let mut tally = queue
         .tally
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..panics {
-        tally.fail("a case", "the lab itself panicked in it");
-    }
-    for case in lock(&queue.waiting).iter() {
-        tally.fail(case.name, "its machine does not boot");
-    }
     tally.times.sort_by(|a, b| b.0.total_cmp(&a.0));
     Ok(tally)
 }
@@ -164,6 +149,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue<'_> {
+    /// Runs these cases in at most `jobs` lanes. A few are not worth a second boot.
+    fn all(&self, cases: Vec<&'static Case>, jobs: usize) {
+        let lanes = jobs.min(cases.len().div_ceil(4)).max(1);
+        *lock(&self.waiting) = cases;
+        if lanes > 1 {
+            say!("{lanes} machines at once; each line says from which it is");
+        }
+        let out = &self.plan.paths.out;
+        let panics = thread::scope(|scope| {
+            let lane = |number: usize| {
+                scope.spawn(move || {
+                    if lanes == 1 {
+                        return self.lane(out);
+                    }
+                    say::this_is_lane(number);
+                    self.lane(&out.join(number.to_string()));
+                })
+            };
+            let lanes: Vec<_> = (1..=lanes).map(lane).collect();
+            let ends = lanes.into_iter().map(|lane| lane.join());
+            ends.filter(Result::is_err).count()
+        });
+        let left: Vec<_> = lock(&self.waiting).drain(..).collect();
+        let mut tally = lock(&self.tally);
+        for _ in 0..panics {
+            tally.fail("a case", "the lab itself panicked in it");
+        }
+        for case in left {
+            tally.fail(case.name, "its machine does not boot");
+        }
+    }
+
     /// The next case: one for this machine if there is any, else one whose machine can be booted.
     fn next(&self, profile: Option<&Profile>) -> Option<&'static Case> {
         let mut waiting = lock(&self.waiting);
@@ -319,8 +336,10 @@ fn report(machine: &Machine) {
     for (title, command) in [
         ("dom0's last messages", "dmesg | tail -n 25"),
         ("guests", "xl list"),
-        ("the store", "xenstore-ls /local/domain/0/backend/pci; for d in 1 2 3 4 5 6 7 8 9; do xenstore-ls /local/domain/$d/device/pci 2>/dev/null; done"),
-        ("the last guest", "grep -v ^@@ $(ls -t /var/log/xen/guest-*.log | head -n 1) | tail -n 15 | cut -c1-200"),
+        (
+            "the last guest",
+            "grep -v ^@@ $(ls -t /var/log/xen/guest-*.log | head -n 1) | tail -n 15 | cut -c1-200",
+        ),
     ] {
         match machine.ask(command, 30) {
             Ok(answer) => say!("    -- {title}\n{}", answer.output.trim_end()),

@@ -72,16 +72,6 @@ const EXPECTED: &[(&str, &str, &str)] = &[
          the backend is about to reset it",
     ),
     (
-        "reads_from_four_vcpus",
-        "without its event",
-        "the case judges it: once a host that stopped may be the reason",
-    ),
-    (
-        "reads_from_four_vcpus",
-        "has not answered in",
-        "the case judges it: once a host that stopped may be the reason",
-    ),
-    (
         "check_86",
         "has not answered in",
         "its backend leaves requests without an answer",

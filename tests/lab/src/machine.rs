@@ -39,6 +39,9 @@ pub struct Profile {
     pub disks: &'static [(&'static str, usize)],
     /// Goes to the end of dom0's kernel command line.
     pub dom0: &'static str,
+    /// Virtual CPUs of dom0. With two it has both CPUs of the machine, and no other machine runs
+    /// meanwhile: what dom0 does at the same time is then at work at the same time.
+    pub vcpus: u32,
 }
 
 /// The machine of most cases. What has an INTx pin on the root bus shares lines as slots do: slots
@@ -83,6 +86,14 @@ pub const STANDARD: Profile = Profile {
     ],
     disks: &[("disk7", 80), ("usb", 16), ("diske", 32), ("disk3", 16)],
     dom0: "",
+    vcpus: 1,
+};
+
+/// The same hardware, two virtual CPUs in dom0, and four in each guest.
+pub const SMP: Profile = Profile {
+    name: "smp",
+    vcpus: 2,
+    ..STANDARD
 };
 
 /// Functions of [`STANDARD`] whose reset takes two seconds.
@@ -116,6 +127,7 @@ pub const MANY: Profile = Profile {
     devices: &["{many}"],
     disks: &[],
     dom0: "",
+    vcpus: 1,
 };
 
 /// The devices of [`MANY`].
@@ -144,9 +156,10 @@ pub struct GuestOptions<'a> {
     pub front: &'a str,
     /// Its initramfs, in dom0.
     pub ramdisk: &'a str,
-    /// Virtual CPUs.
+    /// Virtual CPUs; four at least where dom0 has two.
     pub vcpus: u32,
-    /// On which CPUs; dom0 has CPU 0, an ordinary guest stays on CPU 1.
+    /// On which CPUs; dom0 has CPU 0, an ordinary guest stays on CPU 1. Where dom0 has both, so
+    /// have all guests.
     pub cpus: &'a str,
     /// MiB.
     pub memory: u32,
@@ -182,8 +195,8 @@ pub struct Options {
     pub counted: Option<Counted>,
     /// Something is measured: the kernels' own checks are off, and their warnings stay in their rings.
     pub measured: bool,
-    /// Virtual CPUs of dom0 beyond the first.
-    pub more_vcpus: u32,
+    /// Virtual CPUs of dom0, instead of the profile's.
+    pub vcpus: Option<u32>,
 }
 
 /// A machine whose clock counts instructions: one is 2 ns, and when all CPUs are idle the time until the
@@ -212,6 +225,8 @@ pub struct Machine {
     run: PathBuf,
     /// Of the kernels in it.
     kernel_args: String,
+    /// dom0 has several virtual CPUs, and so has each guest.
+    is_smp: bool,
     /// How many times longer than said anything may take inside, in the machine's own time.
     inside: u64,
     /// The same, in the host's time.
@@ -262,6 +277,7 @@ impl Machine {
             }
         }
         let cpus = options.counted.map_or(2, |counted| counted.cpus);
+        let vcpus = options.vcpus.unwrap_or(profile.vcpus);
         let kernel_args = match (options.counted, options.measured) {
             (None, false) => format!("{KERNEL_ARGS} {FAST_ARGS} {CHECKING_ARGS}"),
             (None, true) => format!("{KERNEL_ARGS} {FAST_ARGS} {MEASURED_ARGS}"),
@@ -295,8 +311,7 @@ impl Machine {
             .arg(&images.xen)
             .arg("-append")
             .arg(format!(
-                "{XEN_ARGS} dom0_max_vcpus={} {}",
-                1 + options.more_vcpus,
+                "{XEN_ARGS} dom0_max_vcpus={vcpus} {}",
                 options.counted.map_or("", |counted| counted.xen)
             ))
             .arg("-initrd")
@@ -362,6 +377,7 @@ impl Machine {
             console_read: Cell::new(0),
             run,
             kernel_args,
+            is_smp: vcpus > 1,
             inside: options.counted.map_or(PATIENCE, |_| 1),
             outside: options.counted.map_or(PATIENCE, |_| PATIENCE_COUNTED),
         };
@@ -456,6 +472,11 @@ impl Machine {
             arguments,
             config,
         } = *options;
+        let (vcpus, cpus) = if self.is_smp {
+            (vcpus.max(4), "0-1")
+        } else {
+            (vcpus, cpus)
+        };
         let devices: Vec<_> = devices.iter().map(|d| format!("\"{d}\"")).collect();
         let config = format!(
             "name=\"{name}\"\ntype=\"pv\"\nkernel=\"/guest/vmlinuz\"\nramdisk=\"{ramdisk}\"\n\

@@ -110,9 +110,10 @@ enum Do {
         /// Machines at once; by default one for each CPU of the host, four at most.
         #[arg(long, env = "JOBS")]
         jobs: Option<usize>,
-        /// Virtual CPUs of dom0: with two, what runs in it at the same time really does.
-        #[arg(long, env = "VCPUS", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=2))]
-        vcpus: u32,
+        /// Virtual CPUs of dom0 in all machines, instead of what each kind of machine has. With two
+        /// only one machine runs at a time.
+        #[arg(long, env = "VCPUS", value_parser = clap::value_parser!(u32).range(1..=2))]
+        vcpus: Option<u32>,
     },
     /// Shows a NIC in a guest.
     Demo,
@@ -203,9 +204,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         } => {
             let full = choice.full;
             let counts = Counts {
-                connects: connects.unwrap_or(if full { 100 } else { 2 }),
+                connects: connects.unwrap_or(if full { 100 } else { 10 }),
                 cycles: cycles.unwrap_or(if full { 10_000 } else { 100 }),
-                reads: reads.unwrap_or(if full { 100_000 } else { 4_000 }),
+                reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
             };
             run_cases(arguments, &paths, choice, counts, (*jobs, *vcpus))
@@ -273,10 +274,10 @@ impl Choice {
 }
 
 /// Boots; a machine that dies before its first case is booted once more, which is said.
-fn boot(images: &Images, out: &Path, profile: &Profile, vcpus: u32) -> Result<Machine> {
+fn boot(images: &Images, out: &Path, profile: &Profile, vcpus: Option<u32>) -> Result<Machine> {
     let start = Instant::now();
     let options = Options {
-        more_vcpus: vcpus - 1,
+        vcpus,
         ..Options::default()
     };
     let boot = || Machine::boot(images, out, profile, options);
@@ -300,7 +301,7 @@ fn run_cases(
     paths: &Paths,
     choice: &Choice,
     counts: Counts,
-    (jobs, vcpus): (Option<usize>, u32),
+    (jobs, vcpus): (Option<usize>, Option<u32>),
 ) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
@@ -351,7 +352,7 @@ fn run_cases(
 }
 
 fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
-    let machine = boot(images, &arguments.out, &STANDARD, 1)?;
+    let machine = boot(images, &arguments.out, &STANDARD, None)?;
     let lab = Lab {
         machine: &machine,
         back: &arguments.back,
@@ -403,7 +404,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
 }
 
 fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
-    let machine = boot(images, &arguments.out, &STANDARD, 1)?;
+    let machine = boot(images, &arguments.out, &STANDARD, None)?;
     let mut guests = Vec::new();
     let lines = std::io::stdin().lines().map_while(Result::ok);
     let commands: Box<dyn Iterator<Item = String>> = if commands.is_empty() {

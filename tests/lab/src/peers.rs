@@ -176,7 +176,7 @@ fn observe(paths: &image::Paths, (back, front): (&str, &str)) -> Result<Outcomes
     let (mut outcomes, mut lost) = (Vec::new(), 0);
     let mut left = STEPS;
     while !left.is_empty() {
-        let machine = boot(&images, &paths.out, &STANDARD, 1)?;
+        let machine = boot(&images, &paths.out, &STANDARD, None)?;
         let peers = Peers {
             lab: Lab {
                 machine: &machine,

@@ -8,6 +8,7 @@ mod connect;
 mod frontend;
 mod interrupts;
 mod lifecycle;
+mod races;
 mod ring;
 mod seeds;
 mod sysfs;
@@ -45,6 +46,9 @@ impl Case {
     /// Runs it and puts dom0 in order afterwards.
     pub fn run(&self, lab: &Lab<'_>) -> Result<()> {
         let result = (self.run)(lab);
+        if result.is_err() {
+            lab.show_state();
+        }
         let tidy = lab.tidy();
         result.and(tidy)
     }
@@ -63,6 +67,7 @@ const THEMES: &[&[Case]] = &[
     aer::CASES,
     frontend::CASES,
     seeds::CASES,
+    races::CASES,
 ];
 
 /// Cases that `make test` leaves to `make test-full`, for their time: parts of names.
@@ -200,6 +205,18 @@ impl<'a> Lab<'a> {
             .xl(&format!("pci-assignable-remove {function}"))?;
         self.sh("rmmod xen_pciback")?;
         Ok(())
+    }
+
+    /// Prints what is gone after [`Self::tidy`], and helps to understand a failure.
+    fn show_state(&self) {
+        let command = format!(
+            "xenstore-ls /local/domain/0/backend/pci
+             for d in $(xl list | awk 'NR > 2 {{ print $2 }}'); do xenstore-ls /local/domain/$d/device/pci; done
+             cat {DRIVER}/status"
+        );
+        if let Ok(answer) = self.machine.ask(&command, 30) {
+            say!("    -- store and status\n{}", answer.output.trim_end());
+        }
     }
 
     /// Ends what a case has left: guests, the backend, dom0's drivers.

@@ -64,7 +64,7 @@ struct Reply {
 }
 
 /// The number behind `key=` in a result.
-fn figure(text: &str, key: &str) -> Result<i64> {
+pub(super) fn figure(text: &str, key: &str) -> Result<i64> {
     let word = text
         .split_whitespace()
         .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
@@ -475,7 +475,7 @@ fn msi(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
 
 impl Bad<'_> {
     /// Ends the connection, or one that failed, and starts again, up to where a frontend publishes its keys.
-    fn restart(&self) -> Result<()> {
+    pub(super) fn restart(&self) -> Result<()> {
         self.all(&restart())?;
         Ok(())
     }

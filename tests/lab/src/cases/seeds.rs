@@ -110,6 +110,7 @@ const TV_BOX: Profile = Profile {
     ],
     disks: &[("usb", 16)],
     dom0: "pciback.permissive pciback.hide=(00:0c.0)(00:0c.1)(00:0c.2)(00:0d.0)(00:09.0)",
+    vcpus: 1,
 };
 
 /// As the guest's configuration lists them.
@@ -407,6 +408,7 @@ const DRIVER_DOMAIN: Profile = Profile {
     devices: &["-netdev user,id=net0 -device e1000e,netdev=net0,addr=5.0"],
     disks: &[],
     dom0: "xen-pciback.hide=(00:05.0)",
+    vcpus: 1,
 };
 
 fn seed_2(lab: &Lab<'_>) -> Result<()> {
@@ -532,6 +534,7 @@ const XENSERVER: Profile = Profile {
     ],
     disks: &[("disk6", 16), ("disk7", 16), ("own", 4)],
     dom0: "xen-pciback.hide=(0000:06:00.0)(0000:07:00.0)",
+    vcpus: 1,
 };
 
 /// `other-config:pci` to the items of `pci=`, in its order.
