@@ -619,7 +619,7 @@ impl Function {
                 value,
                 ..
             } => {
-                let was_enabled = self.dev.is_enabled();
+                let was_enabled = config.space.is_enabled_by_guest();
                 let result = self.config_write(&mut config, offset, size, value);
                 if result.is_ok() {
                     self.after_write(&mut config, was_enabled);
@@ -673,7 +673,7 @@ impl Function {
     /// handler serves no such write, and does not look whether somebody else enabled it meanwhile.
     fn after_write(&self, config: &mut Config, was_enabled: bool) {
         let (msi, msix) = self.dev.msi_state();
-        match (was_enabled, self.dev.is_enabled()) {
+        match (was_enabled, config.space.is_enabled_by_guest()) {
             (false, true) => {
                 let messages = msi || msix;
                 self.intx(config, intx::Event::Enabled { messages });
@@ -907,10 +907,6 @@ impl config::Function for Host<'_> {
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
-    fn disable(&mut self) {
-        self.0.disable();
-    }
-
     fn is_bus_master(&self) -> bool {
         self.0.is_bus_master()
     }
@@ -944,7 +940,7 @@ impl config::Function for Host<'_> {
                 result => return result.map_err(|e| OpStatus::from_errno(e.to_errno())),
             }
         }
-        Err(OpStatus::OpFailed)
+        Err(OpStatus::AccessDenied)
     }
 
     fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus> {

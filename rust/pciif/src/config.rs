@@ -84,8 +84,6 @@ pub trait Function {
     fn is_enabled(&self) -> bool;
     /// Enables the function with every decode that its BARs need.
     fn enable(&mut self) -> Result<(), OpStatus>;
-    /// Disables the function. Decode bits stay set in the device.
-    fn disable(&mut self);
     /// True while the function is bus master.
     fn is_bus_master(&self) -> bool;
     /// Switches bus mastering.
@@ -105,7 +103,8 @@ pub trait Function {
     ///
     /// # Errors
     ///
-    /// When it was not reset; its configuration is then as before.
+    /// When it was not reset; its configuration is then as before. `AccessDenied` when somebody of the
+    /// host has the function in hand, and it can be tried again.
     fn reset(&mut self) -> Result<(), OpStatus>;
     /// Lets the function ask for reads of at most `bytes` bytes, a power of two from 128 to 4096.
     ///
@@ -113,6 +112,35 @@ pub trait Function {
     ///
     /// When the host bridge cannot answer such reads; nothing has changed then.
     fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus>;
+}
+
+/// How often enabling, and a change of the power state, may fail in one assignment: the kernel writes a
+/// line about each failure.
+const MOST_FAILURES: u8 = 4;
+/// The same for resets, whose failure takes the kernel up to a minute.
+const MOST_RESET_FAILURES: u8 = 1;
+
+/// Counts the failures of what a guest asks of the kernel. What has failed too often in an assignment is
+/// not asked again before the next one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    enable: u8,
+    power: u8,
+    reset: u8,
+}
+
+impl Failures {
+    /// Runs `ask`, unless it has failed `most` times.
+    fn limited(
+        count: &mut u8,
+        most: u8,
+        ask: impl FnOnce() -> Result<(), OpStatus>,
+    ) -> Result<(), OpStatus> {
+        if *count >= most {
+            return Err(OpStatus::OpFailed);
+        }
+        ask().inspect_err(|_| *count += 1)
+    }
 }
 
 /// What kind of window a BAR opens.
@@ -341,6 +369,7 @@ pub struct VirtualConfigSpace {
     quirks: [Option<Quirk>; MAX_QUIRKS],
     /// COMMAND as it was when the function was seized.
     seized_command: u16,
+    failures: Failures,
     /// What the guest reads in the bits of COMMAND that are not the device's.
     command: u16,
     /// The control registers, while they are virtualised.
@@ -376,6 +405,7 @@ impl VirtualConfigSpace {
             bars: [Bar::default(); BARS],
             quirks: [None; MAX_QUIRKS],
             seized_command: 0,
+            failures: Failures::default(),
             command: 0,
             msi_control: None,
             msix_control: None,
@@ -410,9 +440,15 @@ impl VirtualConfigSpace {
     /// the caller's policy, see [`VirtualConfigSpace::clear_quirks`].
     pub fn reset_for_assignment(&mut self) {
         self.command = self.seized_command & !COMMAND_DECODE;
+        self.failures = Failures::default();
         for bar in &mut self.bars {
             bar.sizing = false;
         }
+    }
+
+    /// Whether the guest has the function decode memory or I/O, by what it wrote to COMMAND.
+    pub const fn is_enabled_by_guest(&self) -> bool {
+        self.command & COMMAND_DECODE != 0
     }
 
     /// Gives a free 4-byte unit its rows. The first claim counts: where capabilities of a broken
@@ -741,12 +777,16 @@ impl VirtualConfigSpace {
             Effect::VpdAddress if new & VPD_WRITE != 0 => return Err(OpStatus::AccessDenied),
             Effect::VpdAddress => function.write(register, new)?,
             Effect::PowerControl => {
+                // Nobody is there: the kernel would say so, each time.
+                if function.read(register)? == row.width.mask() {
+                    return Err(OpStatus::AccessDenied);
+                }
                 let _ = write_allowed(row, written, function)?;
                 // CAST: two bits.
                 let state = (new & POWER_STATE) as u8;
-                function
-                    .set_power_state(state)
-                    .map_err(|_| OpStatus::AccessDenied)?;
+                let count = &mut self.failures.power;
+                let set = || function.set_power_state(state);
+                Failures::limited(count, MOST_FAILURES, set).map_err(|_| OpStatus::AccessDenied)?;
             }
             Effect::MsiControl => {
                 let other = self.msix_control.map(|control| (control, MSIX_ENABLE));
@@ -803,9 +843,18 @@ impl VirtualConfigSpace {
         flags: Flags,
         function: &mut F,
     ) -> Result<(), OpStatus> {
-        function.reset()?;
-        if function.is_enabled() {
-            function.disable();
+        let count = &mut self.failures.reset;
+        let mut busy = false;
+        Failures::limited(count, MOST_RESET_FAILURES, || match function.reset() {
+            // No failure of the function.
+            Err(OpStatus::AccessDenied) => {
+                busy = true;
+                Ok(())
+            }
+            result => result,
+        })?;
+        if busy {
+            return Err(OpStatus::OpFailed);
         }
         if function.is_bus_master() {
             function.set_bus_master(false);
@@ -827,17 +876,19 @@ impl VirtualConfigSpace {
 
     /// COMMAND (behaviour, section 6.3). The order matters: enabling the function can fail, and
     /// then nothing else may have happened.
+    ///
+    /// The kernel writes lines into the host's log for each enabling, so a function stays enabled from the
+    /// guest's first wish to the end of its assignment, and a failure is tried again a few times only.
+    /// Decode in the device stays on either way; what a guest switches on and off is its own copy.
     fn write_command<F: Function>(
         &mut self,
         mut new: u16,
         flags: Flags,
         function: &mut F,
     ) -> Result<(), OpStatus> {
-        let decode = new & COMMAND_DECODE != 0;
-        match (function.is_enabled(), decode) {
-            (false, true) => function.enable()?,
-            (true, false) => function.disable(),
-            _ => {}
+        if new & COMMAND_DECODE != 0 && !function.is_enabled() {
+            let count = &mut self.failures.enable;
+            Failures::limited(count, MOST_FAILURES, || function.enable())?;
         }
         let master = new & COMMAND_MASTER != 0;
         if function.is_bus_master() != master {

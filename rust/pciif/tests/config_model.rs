@@ -242,11 +242,6 @@ impl Model {
         if !self.enabled && value & 3 != 0 {
             self.enabled = true;
             self.command_bits(3, 3);
-        } else if self.enabled && value & 3 == 0 {
-            self.enabled = false;
-            // Difference 3.
-            self.master = false;
-            self.command_bits(4, 0);
         }
         if self.master != (value & 4 != 0) {
             self.master = !self.master;
@@ -376,7 +371,6 @@ impl Model {
 
     /// The kernel resets the function and restores it; the guest finds it as a reset leaves it.
     fn reset(&mut self, flags: Flags) {
-        self.enabled = false;
         self.master = false;
         self.command_bits(GUEST, 0);
         if flags.allow_interrupt_control && self.shadow & 0x400 != 0 {

@@ -169,7 +169,7 @@ fn check_58_command_enables_and_masters_through_the_kernel() {
     assert_eq!(guest.fake.peek(4, 2), 0x0107);
 
     guest.write(0x04, 2, 0x0000, PLAIN);
-    assert_eq!(guest.calls(), [Call::Disable]);
+    assert_eq!(guest.calls(), [Call::BusMaster(false)]);
     assert_eq!(guest.read(0x04, 2), Ok(0x0000));
     assert_eq!(guest.fake.peek(4, 2), 0x0103);
 
@@ -179,6 +179,41 @@ fn check_58_command_enables_and_masters_through_the_kernel() {
 
     assert_eq!(guest.write(0x04, 4, 0xffff_0006, PLAIN), 0);
     assert_eq!(guest.read(0x04, 4), Ok(0x0010_0006));
+}
+
+#[test]
+fn enabling_costs_the_host_once_in_an_assignment() {
+    let mut guest = Guest::new();
+    for _ in 0..500 {
+        guest.write(0x04, 2, 0x0003, PLAIN);
+        assert!(guest.space.is_enabled_by_guest());
+        guest.write(0x04, 2, 0x0000, PLAIN);
+        assert!(!guest.space.is_enabled_by_guest());
+    }
+    assert_eq!(guest.fake.enables, 1);
+    assert_eq!(guest.calls(), [Call::Enable]);
+    guest.fake.enabled = false;
+    guest.space.reset_for_assignment();
+    guest.write(0x04, 2, 0x0003, PLAIN);
+    assert_eq!(guest.fake.enables, 2);
+}
+
+#[test]
+fn enabling_that_fails_is_tried_a_few_times_in_an_assignment() {
+    let mut guest = Guest::new();
+    guest.fake.enable_fails = true;
+    for _ in 0..500 {
+        assert_eq!(
+            guest.try_write(0x04, 2, 0x0003, PLAIN),
+            Err(OpStatus::OpFailed)
+        );
+    }
+    assert_eq!(guest.fake.enables, 4);
+    // Nor does what could work by now, until the next assignment.
+    guest.fake.enable_fails = false;
+    assert!(guest.try_write(0x04, 2, 0x0003, PLAIN).is_err());
+    guest.space.reset_for_assignment();
+    guest.write(0x04, 2, 0x0003, PLAIN);
 }
 
 #[test]
@@ -458,6 +493,32 @@ fn check_63_power_state_that_fails_is_denied() {
         guest.try_write(0x44, 4, 0x0003, PLAIN),
         Err(OpStatus::AccessDenied)
     );
+}
+
+#[test]
+fn a_power_state_that_fails_costs_the_host_a_few_tries_in_an_assignment() {
+    let mut guest = Guest::new();
+    guest.fake.power_fails = true;
+    for _ in 0..500 {
+        assert_eq!(
+            guest.try_write(0x44, 2, 0x0003, PLAIN),
+            Err(OpStatus::AccessDenied)
+        );
+    }
+    assert_eq!(guest.fake.power_changes, 4);
+}
+
+#[test]
+fn a_function_that_is_gone_is_not_asked_for_a_power_state() {
+    let mut guest = Guest::new();
+    guest.fake.poke(0x44, 2, 0xffff);
+    guest.calls();
+    assert_eq!(
+        guest.try_write(0x44, 2, 0x0003, PLAIN),
+        Err(OpStatus::AccessDenied)
+    );
+    assert_eq!(guest.calls(), []);
+    assert_eq!(guest.fake.power_changes, 0);
 }
 
 #[test]

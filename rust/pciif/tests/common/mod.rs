@@ -27,7 +27,6 @@ pub const INTERRUPTS: Flags = Flags {
 pub enum Call {
     Write { offset: u16, bytes: u8, value: u32 },
     Enable,
-    Disable,
     BusMaster(bool),
     Mwi(bool),
     Intx(bool),
@@ -45,6 +44,12 @@ pub struct FakeFunction {
     pub wired: Vec<u8>,
     pub calls: Vec<Call>,
     pub reads: usize,
+    /// How often the kernel was asked to enable it, with or without success.
+    pub enables: u32,
+    /// The same for changes of the power state.
+    pub power_changes: u32,
+    /// The same for resets.
+    pub resets: u32,
     pub enabled: bool,
     pub master: bool,
     pub ids: (u16, u16),
@@ -55,6 +60,8 @@ pub struct FakeFunction {
     pub power_fails: bool,
     pub reads_fail: bool,
     pub reset_fails: bool,
+    /// Somebody of the host has the function.
+    pub is_busy: bool,
     pub read_request_fails: bool,
     /// Extended space is out of reach.
     pub extended_fails: bool,
@@ -71,6 +78,9 @@ impl FakeFunction {
             wired: vec![0; config_size],
             calls: Vec::new(),
             reads: 0,
+            enables: 0,
+            power_changes: 0,
+            resets: 0,
             enabled: false,
             master: false,
             ids: (0x8086, 0x10fb),
@@ -80,6 +90,7 @@ impl FakeFunction {
             power_fails: false,
             reads_fail: false,
             reset_fails: false,
+            is_busy: false,
             read_request_fails: false,
             extended_fails: false,
             device_control: None,
@@ -329,6 +340,7 @@ impl Function for FakeFunction {
     }
 
     fn enable(&mut self) -> Result<(), OpStatus> {
+        self.enables += 1;
         if self.enable_fails {
             return Err(OpStatus::OpFailed);
         }
@@ -336,13 +348,6 @@ impl Function for FakeFunction {
         self.enabled = true;
         self.change_command(0, 0x3);
         Ok(())
-    }
-
-    fn disable(&mut self) {
-        self.calls.push(Call::Disable);
-        self.enabled = false;
-        self.master = false;
-        self.change_command(0x4, 0);
     }
 
     fn is_bus_master(&self) -> bool {
@@ -370,6 +375,7 @@ impl Function for FakeFunction {
     }
 
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
+        self.power_changes += 1;
         if self.power_fails {
             return Err(OpStatus::OpFailed);
         }
@@ -384,6 +390,10 @@ impl Function for FakeFunction {
 
     /// As the kernel does it: the configuration is as before, in power state D0.
     fn reset(&mut self) -> Result<(), OpStatus> {
+        self.resets += 1;
+        if self.is_busy {
+            return Err(OpStatus::AccessDenied);
+        }
         if self.reset_fails {
             return Err(OpStatus::OpFailed);
         }

@@ -20,6 +20,12 @@ pub const CASES: &[Case] = &[
         profile: &STANDARD,
         run: guest_reset,
     },
+    Case {
+        name: "a_guest_that_repeats_itself_adds_no_lines_to_dom0s_log",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: repeats,
+    },
 ];
 
 /// The mask of uncorrectable errors of the NIC, and the bit of it that is written here.
@@ -195,4 +201,49 @@ fn guest_reset(lab: &Lab<'_>) -> Result<()> {
         "the disk reads {sum}"
     );
     guest.destroy()
+}
+
+/// Each of these had the kernel write lines once, or could.
+fn repeats(lab: &Lab<'_>) -> Result<()> {
+    // Express with power management and function level reset; conventional, with INTx and power management.
+    lab.load(lab.back, "hide='(00:05.0)(00:09.0)'")?;
+    let guest = lab.guest("repeats", &[NIC, "0000:00:09.0"])?;
+    guest.until("[ $(lspci | wc -l) = 2 ]", 20)?;
+    let lines = || -> Result<u32> { Ok(lab.sh("dmesg | wc -l")?.trim().parse()?) };
+    for (what, rounds, round) in [
+        ("decode", 300, "setpci -s $d 04.w=3; setpci -s $d 04.w=0"),
+        (
+            "decode and mastering",
+            100,
+            "setpci -s $d 04.w=7; setpci -s $d 04.w=4; setpci -s $d 04.w=3; setpci -s $d 04.w=0",
+        ),
+        (
+            "memory write and invalidate",
+            100,
+            "setpci -s $d 04.w=10; setpci -s $d 04.w=0",
+        ),
+        (
+            "power states",
+            50,
+            "setpci -s $d CAP_PM+4.w=3:3; setpci -s $d CAP_PM+4.w=0:3",
+        ),
+        ("resets", 5, "setpci -s 00:00.0 CAP_EXP+8.w=8000:8000"),
+    ] {
+        let before = lines()?;
+        guest.sh_within(
+            &format!("i=0; while [ $i -lt {rounds} ]; do i=$((i + 1)); for d in 00:00.0 00:01.0; do {round}; done; done"),
+            300,
+        )?;
+        let added = lines()? - before;
+        say!("    {what}: {rounds} rounds, {added} lines in dom0's log");
+        ensure!(
+            added <= 10,
+            "{what}: {}",
+            lab.sh(&format!("dmesg | tail -n {}", added.min(40)))?
+        );
+    }
+    // It works all the same.
+    guest.sh("modprobe 8139cp")?;
+    super::start_nic(&guest)?;
+    guest.destroy_with_many()
 }
