@@ -40,6 +40,7 @@ extern crate std;
 
 pub mod access;
 pub mod aer;
+pub mod bucket;
 pub mod budget;
 pub mod cache;
 pub mod config;
