@@ -19,6 +19,7 @@
 //!   errors of the hierarchy ────────▶ aer                  which handler, which verdict
 //!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
 //!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
+//!   what a guest costs ─────────────▶ patience           how long an answer is waited for
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -49,6 +50,7 @@ pub mod exchange;
 pub mod intx;
 pub mod lifecycle;
 pub mod op;
+pub mod patience;
 pub mod quirk;
 pub mod sbdf;
 pub mod slot;
