@@ -19,7 +19,7 @@
 //!   errors of the hierarchy ────────▶ aer                  which handler, which verdict
 //!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
 //!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
-//!   what a guest costs ─────────────▶ patience           how long an answer is waited for
+//!   what a guest costs ─────────────▶ account, patience  how much it may, how long it waits
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -40,6 +40,7 @@
 extern crate std;
 
 pub mod access;
+pub mod account;
 pub mod aer;
 pub mod bucket;
 pub mod budget;
