@@ -530,6 +530,62 @@ mod tests {
         assert_eq!(cache.serve(access(8, 4)), Some(0x0200_0001));
     }
 
+    /// Each part of the ids is a measure for the whole, at its own place and with no bits beside it.
+    #[test]
+    fn ids_in_parts_are_those_of_the_whole() {
+        const OTHER: u32 = 0x10d4_8087;
+        let part = |ids: u32, at: ConfigAccess| (ids >> at.shift()) & at.width().mask();
+        for parts in [
+            &[(0, 2), (2, 2)][..],
+            &[(2, 2), (0, 2)],
+            &[(0, 1), (1, 1), (2, 1), (3, 1)],
+            &[(3, 1), (2, 1), (0, 2)],
+        ] {
+            let parts: Vec<_> = parts.iter().map(|&(at, size)| access(at, size)).collect();
+            for junk in [0, u32::MAX] {
+                let mut cache = ConstantCache::new();
+                for &at in &parts {
+                    cache.learn(0, at, part(0x10d3_8086, at) | (junk & !at.width().mask()));
+                }
+                // All is known, and the whole says the same.
+                cache.learn(0, access(8, 4), 0x0200_0001);
+                cache.learn(0, IDS, 0x10d3_8086);
+                assert_eq!(cache.generation(), 0, "{parts:?} {junk:#x}");
+                assert_eq!(cache.serve(access(8, 4)), Some(0x0200_0001));
+                for &at in &parts {
+                    cache.learn(0, at, part(0x10d3_8086, at));
+                    assert_eq!(cache.generation(), 0);
+                }
+            }
+            for &at in &parts {
+                if part(OTHER, at) == part(0x10d3_8086, at) {
+                    continue;
+                }
+                let mut cache = ConstantCache::new();
+                probe(&mut cache, &function());
+                // Another function, seen in this part first: it is the new measure.
+                cache.learn(0, at, part(OTHER, at) | !at.width().mask());
+                assert_eq!(cache.generation(), 1, "{at:?}");
+                assert_eq!(cache.serve(access(8, 4)), None);
+                for &at in &parts {
+                    cache.learn(1, at, part(OTHER, at));
+                }
+                cache.learn(1, access(8, 4), 0x0200_0001);
+                cache.learn(1, IDS, OTHER);
+                assert_eq!(cache.generation(), 1, "{at:?}");
+                assert_eq!(cache.serve(access(8, 4)), Some(0x0200_0001));
+                // The part alone is not all of them, and is held against what comes.
+                let mut cache = ConstantCache::new();
+                cache.learn(0, IDS, 0x10d3_8086);
+                cache.learn(0, at, part(OTHER, at));
+                cache.learn(1, access(8, 4), 0x0200_0001);
+                assert_eq!(cache.serve(access(8, 4)), None);
+                cache.learn(1, IDS, 0x10d3_8086);
+                assert_eq!(cache.generation(), 2, "{at:?}");
+            }
+        }
+    }
+
     proptest! {
         /// A backend that answers anything, errors included, but never tells the true ids; then it
         /// tells them, and nothing that it said before is ever served.

@@ -1062,3 +1062,114 @@ fn write_interrupt_control<F: Function>(
     }
     function.write(register, new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// One register of a function, of which nothing else is used.
+    struct Register {
+        value: u32,
+        written: Vec<u32>,
+    }
+
+    impl Function for Register {
+        fn read(&mut self, _: ConfigAccess) -> Result<u32, OpStatus> {
+            Ok(self.value)
+        }
+        fn write(&mut self, _: ConfigAccess, value: u32) -> Result<(), OpStatus> {
+            self.written.push(value);
+            Ok(())
+        }
+        fn config_size(&self) -> u16 {
+            256
+        }
+        fn ids(&self) -> (u16, u16) {
+            (0, 0)
+        }
+        fn interrupt_line(&self) -> u8 {
+            0
+        }
+        fn is_enabled(&self) -> bool {
+            false
+        }
+        fn enable(&mut self) -> Result<(), OpStatus> {
+            Err(OpStatus::OpFailed)
+        }
+        fn disable(&mut self) {}
+        fn is_bus_master(&self) -> bool {
+            false
+        }
+        fn set_bus_master(&mut self, _: bool) {}
+        fn set_mwi(&mut self, _: bool) -> Result<(), OpStatus> {
+            Err(OpStatus::OpFailed)
+        }
+        fn set_intx(&mut self, _: bool) {}
+        fn set_power_state(&mut self, _: u8) -> Result<(), OpStatus> {
+            Err(OpStatus::OpFailed)
+        }
+        fn reset(&mut self) -> Result<(), OpStatus> {
+            Err(OpStatus::OpFailed)
+        }
+        fn set_max_read_request(&mut self, _: u16) -> Result<(), OpStatus> {
+            Err(OpStatus::OpFailed)
+        }
+    }
+
+    /// What a write of `value` with the quirk `quirk` leads to in a register that reads `old`, of which
+    /// the row opens `write` and `clear`.
+    fn written(write: u32, clear: u32, quirk: u32, old: u32, value: u32) -> (Vec<u32>, u32) {
+        let row = Row {
+            byte: 0,
+            width: AccessWidth::Word,
+            virt: 0,
+            write,
+            clear,
+            binds: false,
+            effect: Effect::Plain,
+            why: "",
+        };
+        let written = Written {
+            register: ConfigAccess::of_table(0x10, 0, AccessWidth::Word),
+            touched: 0xffff,
+            value,
+            quirk,
+        };
+        let mut register = Register {
+            value: old,
+            written: Vec::new(),
+        };
+        let dropped = write_allowed(&row, written, &mut register).unwrap();
+        (register.written, dropped)
+    }
+
+    #[test]
+    fn status_register_without_a_quirk_gets_its_ones_and_nothing_else() {
+        assert_eq!(
+            written(0, 0xf000, 0, 0xf0ff, 0x3000),
+            (std::vec![0x3000], 0)
+        );
+        assert_eq!(
+            written(0, 0xf000, 0, 0xf0ff, 0x0f0f),
+            (std::vec![], 0),
+            "bits that are nobody's are not told"
+        );
+    }
+
+    #[test]
+    fn quirk_on_a_status_register_opens_its_bits() {
+        // Beside the status bits, the same as them, and the same as what the row opens anyway.
+        for (write, quirk) in [(0, 0x000f), (0x000f, 0x000f), (0x000f, 0), (0x0003, 0x000c)] {
+            assert_eq!(
+                written(write, 0xf000, quirk, 0xf0f0, 0x100a),
+                (std::vec![0x10fa], 0x00f0),
+                "{write:#x} {quirk:#x}"
+            );
+        }
+        assert_eq!(
+            written(0, 0xf000, 0xf000, 0x00f0, 0x50f0),
+            (std::vec![0x50f0], 0)
+        );
+    }
+}

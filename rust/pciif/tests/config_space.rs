@@ -259,6 +259,38 @@ fn check_60_interrupt_pin_follows_the_guest_only_when_allowed() {
     assert_eq!(guest.fake.peek(4, 2), 0x0107);
 }
 
+/// The kernel is only called when the bit changes: it writes COMMAND each time.
+#[test]
+fn interrupt_pin_is_switched_when_its_bit_changes_and_only_then() {
+    let mut guest = Guest::new();
+    guest.write(0x04, 2, 0x0006, INTERRUPTS);
+    guest.calls();
+    // Another bit changes, or none does.
+    for command in [0x0002, 0x0006, 0x0006] {
+        guest.write(0x04, 2, command, INTERRUPTS);
+        assert!(!guest
+            .calls()
+            .iter()
+            .any(|call| matches!(call, Call::Intx(_))));
+    }
+    // Together with another bit.
+    guest.write(0x04, 2, 0x0402, INTERRUPTS);
+    assert!(guest.calls().contains(&Call::Intx(false)));
+    for (command, calls) in [
+        (0x0402, &[][..]),
+        (0x0002, &[Call::Intx(true)]),
+        (0x0402, &[Call::Intx(false)]),
+    ] {
+        guest.write(0x04, 2, command, INTERRUPTS);
+        assert_eq!(guest.calls(), calls);
+    }
+    // Without the administrator's leave it is a bit of the guest's copy.
+    for command in [0x0002, 0x0402, 0x0402] {
+        guest.write(0x04, 2, command, PLAIN);
+        assert_eq!(guest.calls(), []);
+    }
+}
+
 #[test]
 fn failing_enable_changes_nothing_and_is_reported() {
     let mut guest = Guest::new();
