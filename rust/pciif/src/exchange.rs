@@ -163,6 +163,7 @@ impl Default for Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn nothing_is_posted_while_the_slot_is_taken() {
@@ -211,6 +212,61 @@ mod tests {
         link.begin(false).unwrap();
         link.finish(true, 0);
         assert_eq!(link.patience(), PATIENCE);
+    }
+
+    /// What requests cost that a backend answers after `takes` ns each, or leaves unanswered when
+    /// that is more than the patience.
+    fn cost(takes: impl IntoIterator<Item = i64>) -> i64 {
+        let mut link = Exchange::new();
+        let mut cost = 0;
+        for takes in takes {
+            let patience = link.begin(false).unwrap();
+            let waited = takes.min(patience);
+            link.finish(takes < patience, waited);
+            cost += waited;
+        }
+        cost
+    }
+
+    /// S18: answers just before the deadline, every time or now and then.
+    #[test]
+    fn answers_just_in_time_are_not_paid_for_ever() {
+        const REQUESTS: usize = 1000;
+        let bound = 10_000_000_000 + REQUESTS as i64 * 250_000_000;
+        for good in 0..100 {
+            for bad in [4_900_000_000, 1_200_000_000, 300_000_000, i64::MAX] {
+                let takes = |at| if at % (good + 1) == good { bad } else { 0 };
+                let cost = cost((0..REQUESTS).map(takes));
+                assert!(cost <= bound, "{bad} after {good}: {cost}");
+            }
+        }
+        // As late as it can be known to be in time.
+        let mut link = Exchange::new();
+        let mut cost = 0;
+        for _ in 0..REQUESTS {
+            let waited = link.begin(false).unwrap() - 1;
+            link.finish(true, waited);
+            cost += waited;
+        }
+        assert!(cost <= bound, "{cost}");
+    }
+
+    proptest! {
+        #[test]
+        fn requests_cost_a_quarter_of_a_second_at_most_in_the_long_run(
+            takes in proptest::collection::vec(
+                prop_oneof![
+                    4 => 0..1_000_000i64,
+                    1 => 0..300_000_000i64,
+                    1 => 0..5_000_000_000i64,
+                    1 => Just(i64::MAX),
+                ],
+                0..500,
+            ),
+        ) {
+            let bound = 10_000_000_000 + takes.len() as i64 * 250_000_000;
+            prop_assert!(cost(takes) <= bound);
+        }
     }
 
     #[test]
