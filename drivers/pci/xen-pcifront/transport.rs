@@ -338,7 +338,7 @@ impl Link {
         page.set_flag(wire::FLAG_PCIF_ACTIVE);
         irq.notify();
         let (answered, waited) = match self.wait(irq, patience, wakes) {
-            Ok(()) => (true, 0),
+            Ok(waited) => (true, waited),
             Err(waited) => (false, waited),
         };
         let note = exchange.finish(answered, waited);
@@ -365,19 +365,19 @@ impl Link {
         Ok(answer)
     }
 
-    /// Waits until the backend has cleared the flag; gives up after `patience` ns, and says then how long
-    /// that was. Interrupts are off.
-    fn wait(&self, irq: Irq, patience: i64, wakes: &mut Wakes) -> Result<(), i64> {
+    /// Waits until the backend has cleared the flag, or gives up after `patience` ns; says in either case
+    /// how long it has waited, to a millisecond. Interrupts are off.
+    fn wait(&self, irq: Irq, patience: i64, wakes: &mut Wakes) -> Result<i64, i64> {
         let page = self.page.page();
         let start = clock::now();
         let mut now = start;
         loop {
             // Before the flag: see the head of the file.
             let held = self.held.load(Ordering::Acquire);
-            if !page.flag(wire::FLAG_PCIF_ACTIVE) {
-                return Ok(());
-            }
             let waited = now.saturating_sub(start);
+            if !page.flag(wire::FLAG_PCIF_ACTIVE) {
+                return Ok(waited);
+            }
             if waited >= patience || self.gone.load(Ordering::Relaxed) {
                 return Err(waited);
             }
@@ -389,7 +389,8 @@ impl Link {
             irq.clear_pending();
             let answered = !page.flag(wire::FLAG_PCIF_ACTIVE);
             if answered && !held {
-                return Ok(());
+                // This slice was a short one.
+                return Ok(waited);
             }
             let before = now;
             now = clock::now();

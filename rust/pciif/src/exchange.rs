@@ -16,9 +16,11 @@
 //!
 //! # Bounds
 //!
-//! * A request waits [`PATIENCE`] at most. Each request in a row that was given up divides that by
-//!   four, down to [`LEAST_PATIENCE`]; an answer in time restores it. So a backend that answers
-//!   everything late costs a guest some seconds once, not at each register.
+//! * A request waits [`PATIENCE`] at most. Each request that was given up divides that by four, and each
+//!   answer that took more than [`SLOW`] halves it, down to [`LEAST_PATIENCE`]. [`QUICK_RUN`] answers
+//!   within [`LEAST_PATIENCE`] double it again. So however late a backend answers, and whenever, `n`
+//!   requests cost a guest 10 s and `n` times [`SLOW`] at most: 10 s are what it takes to lose all
+//!   patience, and the answers that restore a part of it are quicker than [`SLOW`] by as much.
 //! * While a request is overdue the others fail at once.
 //! * At most [`MOST_LINES`] lines about all this in the life of one link.
 
@@ -27,6 +29,12 @@
 pub const PATIENCE: i64 = 5_000_000_000;
 /// The shortest patience, in ns.
 pub const LEAST_PATIENCE: i64 = 50_000_000;
+/// An answer that took longer counts against the backend, in ns. A function level reset takes 100 ms.
+pub const SLOW: i64 = 250_000_000;
+/// How many quick answers without a slow or missing one between them double the patience.
+pub const QUICK_RUN: u8 = 32;
+/// How often the patience is halved at most: [`PATIENCE`] is below [`LEAST_PATIENCE`] then.
+const MOST_HALVINGS: u32 = 7;
 /// How many lines one link may write into the log.
 pub const MOST_LINES: u8 = 8;
 
@@ -59,8 +67,10 @@ pub struct Exchange {
     gone: bool,
     /// A request was given up and the flag has not been seen clear since.
     overdue: bool,
-    /// Requests given up in a row.
-    misses: u32,
+    /// How often the patience was halved and not doubled again.
+    halvings: u32,
+    /// Quick answers since the last change of that.
+    quick: u8,
     /// The trouble was told, and its end was not.
     told: bool,
     lines: u8,
@@ -72,7 +82,8 @@ impl Exchange {
         Self {
             gone: false,
             overdue: false,
-            misses: 0,
+            halvings: 0,
+            quick: 0,
             told: false,
             lines: 0,
         }
@@ -112,11 +123,19 @@ impl Exchange {
         Ok(self.patience())
     }
 
-    /// Says how the request of the last [`Exchange::begin`] ended: answered (the flag was seen
-    /// clear), or given up after `waited` ns. Gives what to tell.
+    /// Says how the request of the last [`Exchange::begin`] ended after `waited` ns: answered (the flag
+    /// was seen clear), or given up. Gives what to tell.
     pub fn finish(&mut self, answered: bool, waited: i64) -> Option<Note> {
         if answered {
-            self.misses = 0;
+            if waited > SLOW {
+                self.halve(1);
+            } else if waited <= LEAST_PATIENCE && self.halvings > 0 {
+                self.quick += 1;
+                if self.quick == QUICK_RUN {
+                    self.quick = 0;
+                    self.halvings -= 1;
+                }
+            }
             if !self.told {
                 return None;
             }
@@ -124,16 +143,18 @@ impl Exchange {
             return self.line(Note::AnswersAgain);
         }
         self.overdue = true;
-        self.misses = self.misses.saturating_add(1);
+        self.halve(2);
         self.trouble(Note::GivenUp { waited })
     }
 
     /// The longest wait for the next answer, in ns.
     pub fn patience(&self) -> i64 {
-        PATIENCE
-            .checked_shr(self.misses.saturating_mul(2))
-            .unwrap_or(0)
-            .max(LEAST_PATIENCE)
+        (PATIENCE >> self.halvings).max(LEAST_PATIENCE)
+    }
+
+    fn halve(&mut self, times: u32) {
+        self.halvings = self.halvings.saturating_add(times).min(MOST_HALVINGS);
+        self.quick = 0;
     }
 
     /// Trouble is told once, until its end has been told.
@@ -180,7 +201,7 @@ mod tests {
         assert!(link.begin(false).is_ok());
         assert_eq!(link.finish(true, 1), Some(Note::AnswersAgain));
         assert!(link.is_up());
-        assert_eq!(link.begin(false), Ok(PATIENCE));
+        assert_eq!(link.begin(false), Ok(PATIENCE / 4));
     }
 
     #[test]
@@ -194,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn patience_shrinks_with_each_miss_in_a_row_and_comes_back() {
+    fn patience_shrinks_with_each_miss_and_comes_back_with_quick_answers() {
         let mut link = Exchange::new();
         let mut spent = 0;
         let mut last = i64::MAX;
@@ -209,9 +230,32 @@ mod tests {
         }
         assert_eq!(last, LEAST_PATIENCE);
         assert!(spent < 7_000_000_000, "{spent}");
-        link.begin(false).unwrap();
-        link.finish(true, 0);
+        let mut answers = 0;
+        while link.patience() < PATIENCE {
+            link.finish(true, LEAST_PATIENCE);
+            answers += 1;
+        }
+        assert_eq!(answers, 7 * 32);
+        // Neither quick nor slow: a reset.
+        link.finish(true, SLOW);
         assert_eq!(link.patience(), PATIENCE);
+        link.finish(true, SLOW + 1);
+        assert_eq!(link.patience(), PATIENCE / 2);
+        for _ in 0..100 {
+            link.finish(true, LEAST_PATIENCE + 1);
+            assert_eq!(link.patience(), PATIENCE / 2);
+        }
+        for _ in 0..31 {
+            link.finish(true, 0);
+        }
+        // A slow one begins the run anew.
+        link.finish(true, SLOW + 1);
+        for _ in 0..31 {
+            link.finish(true, 0);
+        }
+        assert_eq!(link.patience(), PATIENCE / 4);
+        link.finish(true, 0);
+        assert_eq!(link.patience(), PATIENCE / 2);
     }
 
     /// What requests cost that a backend answers after `takes` ns each, or leaves unanswered when
