@@ -717,6 +717,45 @@ mod tests {
         });
     }
 
+    /// Times in s at which a frontend publishes a page to a backend that ends and starts again, for an
+    /// hour, each `period` s. It can keep each page.
+    fn publications(period: i64) -> Vec<i64> {
+        let mut front = State::Connected;
+        let mut times = Vec::new();
+        for second in (0..3600).step_by(period as usize) {
+            for back in [
+                State::Closed,
+                State::InitWait,
+                State::Initialised,
+                State::Connected,
+            ] {
+                match frontend_step(front, back) {
+                    FrontendAction::StartAgain | FrontendAction::Publish => {
+                        times.push(second);
+                        front = State::Initialised;
+                    }
+                    FrontendAction::Connect => front = State::Connected,
+                    FrontendAction::Close => front = State::Closed,
+                    _ => {}
+                }
+            }
+        }
+        times
+    }
+
+    /// S17.
+    #[test]
+    fn backend_that_restarts_for_ever_gets_few_pages() {
+        for period in [1, 7, 59, 60, 120, 300] {
+            let times = publications(period);
+            for &begun in &times {
+                let within = |&&at: &&i64| (begun..=begun + 600).contains(&at);
+                let count = times.iter().filter(within).count();
+                assert!(count <= 10, "each {period} s: {count} in ten minutes");
+            }
+        }
+    }
+
     #[test]
     fn frontend_that_claims_connected_first_gets_no_link() {
         let mut pair = Pair::new();
