@@ -20,7 +20,8 @@
 //! writes Initialising and waits for the backend to start again. One that does not within
 //! [`COME_BACK`] never will: that is said in one line, and the device stays closed until the toolstack
 //! detaches and attaches it. A frontend that was closed by its backend starts again by itself when the
-//! backend does.
+//! backend does, but not too often ([`pciif::state::Restarts`]): then it stays closed until the backend's
+//! state changes after that time.
 
 use crate::{bus::RootBus, transport::Transport};
 use kernel::{
@@ -32,10 +33,11 @@ use kernel::{
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf},
-    state::{frontend_step, FrontendAction, State},
+    state::{frontend_step, FrontendAction, Restarts, State},
     wire,
 };
 use xen::{
+    clock,
     log::Show,
     store::{self, NumberedKey},
     xenbus::{self, Device, End},
@@ -62,6 +64,7 @@ struct Inside {
     transport: Option<Arc<Transport>>,
     /// Where the backend has put the devices of its list.
     places: Places,
+    restarts: Restarts,
 }
 
 impl xenbus::Driver for Frontend {
@@ -75,6 +78,7 @@ impl xenbus::Driver for Frontend {
                     buses: KVec::new(),
                     transport: None,
                     places: Places::default(),
+                    restarts: Restarts::new(),
                 }),
             }),
             GFP_KERNEL,
@@ -166,19 +170,33 @@ impl Frontend {
         match frontend_step(dev.own_state(), backend) {
             FrontendAction::Wait => {}
             FrontendAction::Publish => self.publish(dev),
-            FrontendAction::StartAgain => {
-                dev_info!(dev.generic(), "the backend has started again\n");
-                match start_again(dev) {
-                    Ok(()) => self.publish(dev),
-                    Err(e) => dev.fatal(e, fmt!("cannot start again")),
-                }
-            }
+            FrontendAction::StartAgain => self.start_again(dev),
             FrontendAction::Connect | FrontendAction::Rescan => self.connect(dev),
             FrontendAction::Detach => {
                 self.detach_leaving(dev);
                 dev.switch_state(State::Reconfiguring);
             }
             FrontendAction::Close => self.close(dev),
+        }
+    }
+
+    /// Follows a backend that has started again, unless it does that too often.
+    fn start_again(&self, dev: &Device) {
+        let may = self.inside.lock().restarts.may_start(clock::now());
+        if let Err(refusal) = may {
+            if refusal.is_first {
+                dev_err!(
+                    dev.generic(),
+                    "the backend starts again too often; for {} s it is not followed\n",
+                    refusal.wait / 1_000_000_000
+                );
+            }
+            return;
+        }
+        dev_info!(dev.generic(), "the backend has started again\n");
+        match start_again(dev) {
+            Ok(()) => self.publish(dev),
+            Err(e) => dev.fatal(e, fmt!("cannot start again")),
         }
     }
 
@@ -211,6 +229,7 @@ impl Frontend {
             buses,
             transport,
             places,
+            ..
         } = &mut *inside;
         let transport = transport.as_ref().ok_or(ENODEV)?;
         for root in roots(backend)? {

@@ -77,6 +77,10 @@
 //!   time out.
 //! * A backend that vanished (Unknown) is one that is not there yet, until the frontend is
 //!   connected.
+//! * It follows a backend that starts again only so often, see [`Restarts`]: each start gives away a
+//!   page, and the backend can keep it.
+
+use crate::bucket::{Bucket, Limit};
 
 /// A xenbus state, with the number it has in xenstore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,7 +261,7 @@ pub enum FrontendAction {
     /// Remove all root buses if there are any, then switch to Closed.
     Close,
     /// Write Initialising, then as [`FrontendAction::Publish`]: a backend that had ended is there
-    /// again.
+    /// again. Only if [`Restarts::may_start`].
     StartAgain,
 }
 
@@ -299,6 +303,58 @@ pub const fn frontend_step(own: State, back: State) -> FrontendAction {
             State::Reconfiguring | State::Reconfigured => Do::Rescan,
             _ => Do::Wait,
         },
+    }
+}
+
+/// Starts at once, and how many ns give back one of them: ten in any ten minutes.
+const STARTS: Limit = Limit::new(1, 120_000_000_000, 4);
+
+/// Why a frontend does not start again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooOften {
+    /// ns until it may.
+    pub wait: i64,
+    /// The first time since a start was allowed: worth a line in the log.
+    pub is_first: bool,
+}
+
+/// How often a frontend has started again for its backend: five times at once, then once in two
+/// minutes. An administrator who restarts a driver domain stays far below.
+///
+/// One for each frontend, for its whole life, under the frontend's own lock.
+#[derive(Clone, Debug)]
+pub struct Restarts {
+    starts: Bucket,
+    refused: bool,
+}
+
+impl Restarts {
+    /// None yet.
+    pub const fn new() -> Self {
+        Restarts {
+            starts: Bucket::new(STARTS),
+            refused: false,
+        }
+    }
+
+    /// Counts one start at `now`, in ns.
+    ///
+    /// # Errors
+    ///
+    /// It would be too often: the frontend stays Closed. The backend's next change asks again.
+    pub fn may_start(&mut self, now: i64) -> Result<(), TooOften> {
+        let result = self.starts.take(now, 1);
+        let before = core::mem::replace(&mut self.refused, result.is_err());
+        result.map_err(|wait| TooOften {
+            wait,
+            is_first: !before,
+        })
+    }
+}
+
+impl Default for Restarts {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -717,10 +773,13 @@ mod tests {
         });
     }
 
+    const SECOND: i64 = 1_000_000_000;
+
     /// Times in s at which a frontend publishes a page to a backend that ends and starts again, for an
     /// hour, each `period` s. It can keep each page.
     fn publications(period: i64) -> Vec<i64> {
         let mut front = State::Connected;
+        let mut restarts = Restarts::new();
         let mut times = Vec::new();
         for second in (0..3600).step_by(period as usize) {
             for back in [
@@ -730,10 +789,13 @@ mod tests {
                 State::Connected,
             ] {
                 match frontend_step(front, back) {
-                    FrontendAction::StartAgain | FrontendAction::Publish => {
-                        times.push(second);
-                        front = State::Initialised;
+                    FrontendAction::StartAgain => {
+                        if restarts.may_start(second * SECOND).is_ok() {
+                            times.push(second);
+                            front = State::Initialised;
+                        }
                     }
+                    FrontendAction::Publish => times.push(second),
                     FrontendAction::Connect => front = State::Connected,
                     FrontendAction::Close => front = State::Closed,
                     _ => {}
@@ -753,7 +815,25 @@ mod tests {
                 let count = times.iter().filter(within).count();
                 assert!(count <= 10, "each {period} s: {count} in ten minutes");
             }
+            // Who restarts seldom is always followed.
+            assert!(period < 120 || times.len() as i64 == 3600 / period);
         }
+    }
+
+    #[test]
+    fn restarts_that_are_too_many_are_told_once() {
+        let mut restarts = Restarts::new();
+        for _ in 0..5 {
+            assert_eq!(restarts.may_start(0), Ok(()));
+        }
+        let refused = |wait, is_first| Err(TooOften { wait, is_first });
+        assert_eq!(restarts.may_start(0), refused(120 * SECOND, true));
+        assert_eq!(restarts.may_start(SECOND), refused(119 * SECOND, false));
+        assert_eq!(restarts.may_start(120 * SECOND), Ok(()));
+        assert_eq!(
+            restarts.may_start(120 * SECOND),
+            refused(120 * SECOND, true)
+        );
     }
 
     #[test]
