@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Work queues and work items that keep their object alive and can be cancelled.
+//! Work queues and work items that keep their object alive and can be cancelled; what a turn of one has
+//! cost.
 
-use crate::sys;
+use crate::{clock, sys};
 use core::{
     marker::PhantomData,
     ptr,
@@ -175,5 +176,74 @@ impl<T: Run<ID>, const ID: u8> Item<T, ID> {
         let object = raw.wrapping_byte_sub(T::OFFSET).cast::<T>();
         // SAFETY: `Queue::add` made this pointer from an `Arc` for this run.
         T::run(unsafe { Arc::from_raw(object) });
+    }
+}
+
+/// A turn of the running thread, to find out what it costs.
+pub struct Turn {
+    begun: i64,
+    task: Switches,
+}
+
+/// What a turn has cost.
+pub struct Spent {
+    /// From its beginning to its end, in ns.
+    pub elapsed: i64,
+    /// What it used of a CPU, in ns: what it slept is left out.
+    pub cpu: i64,
+    /// Somebody else got the CPU that it wanted.
+    pub preempted: bool,
+}
+
+/// What the scheduler counts of a thread.
+#[derive(Clone, Copy)]
+struct Switches {
+    /// Time on a CPU up to the last tick or switch, in ns.
+    runtime: u64,
+    slept: usize,
+    preempted: usize,
+}
+
+impl Switches {
+    fn of_current() -> Self {
+        let task = kernel::current!().as_ptr();
+        // SAFETY: the running thread; the scheduler writes these words of it only, one at a time, while
+        // it is not running or in an interrupt, so at worst they are a tick old.
+        unsafe {
+            Self {
+                runtime: (&raw const (*task).se.sum_exec_runtime).read_volatile(),
+                slept: (&raw const (*task).nvcsw).read_volatile(),
+                preempted: (&raw const (*task).nivcsw).read_volatile(),
+            }
+        }
+    }
+}
+
+impl Turn {
+    /// It begins now.
+    pub fn begin() -> Self {
+        Self {
+            begun: clock::now(),
+            task: Switches::of_current(),
+        }
+    }
+
+    /// It ends now, in the same thread.
+    pub fn end(self) -> Spent {
+        let elapsed = clock::now().saturating_sub(self.begun);
+        let now = Switches::of_current();
+        let preempted = now.preempted != self.task.preempted;
+        let cpu = if now.slept != self.task.slept || preempted {
+            // The switch has brought it up to date; it may include some time before this turn.
+            let ran = now.runtime.saturating_sub(self.task.runtime);
+            i64::try_from(ran).unwrap_or(i64::MAX).min(elapsed)
+        } else {
+            elapsed
+        };
+        Spent {
+            elapsed,
+            cpu,
+            preempted,
+        }
     }
 }

@@ -1,27 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which functions one guest has, and where it sees them.
+//! Which functions one guest has, where it sees them, and what it has cost.
 //!
-//! *Owns* the table from virtual addresses to functions, and the way to the guest while it is connected;
+//! *Owns* the table from virtual addresses to functions, the guest's account, and the way to the guest
+//! while it is connected;
 //! shared by the [`crate::backend`], which changes it, the [`crate::server`], which looks requests
 //! up, and each [`crate::function`] that the guest has, for errors that the guest should hear of.
 //! *Locks*: `table` and `server`, held for a lookup or a change, never both; what is found stays
 //! usable by its own reference. `table` is also taken by the event handler, which serves a request
-//! under it: it must not drop the last reference to a function.
+//! under it: it must not drop the last reference to a function. `account`, and inside it that of all
+//! guests, are held for a few instructions, in any context.
 
-use crate::{function::Function, server::Server, PASSTHROUGH};
+use crate::{function::Function, registry, server::Server, PASSTHROUGH};
 use kernel::{
     new_mutex,
     prelude::*,
     sync::{Arc, Mutex},
 };
 use pciif::{
+    account::{Account, Together},
     aer::{Answer, Step},
     op::{OpStatus, Reply, Request},
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Place, Topology, TopologyError},
 };
-use xen::{lock::DualLock, new_dual_lock, pci, store, xenbus::DeviceRef};
+use xen::{
+    lock::{DualLock, IrqLock},
+    new_dual_lock, new_irq_lock, pci, store,
+    xenbus::DeviceRef,
+};
 
 /// Places for functions; most guests need no more than these first ones.
 type Places = KVec<Place<Arc<Function>>>;
@@ -37,6 +44,9 @@ pub(crate) struct Exports {
     table: DualLock<Topology<Places>>,
     #[pin]
     server: Mutex<Option<Arc<Server>>>,
+    #[pin]
+    account: IrqLock<Account>,
+    together: Arc<IrqLock<Together>>,
 }
 
 impl Exports {
@@ -47,6 +57,7 @@ impl Exports {
         } else {
             Mode::Vpci
         };
+        let together = registry::together()?;
         let table = Topology::new(mode, KVec::from_elem(None, FIRST_PLACES, GFP_KERNEL)?);
         Arc::pin_init(
             pin_init!(Self {
@@ -54,9 +65,29 @@ impl Exports {
                 dev,
                 table <- new_dual_lock!(table, "pciback_exports"),
                 server <- new_mutex!(None),
+                account <- new_irq_lock!(Account::new(), "pciback_account"),
+                together,
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// What the guest has cost, and what it may. Atomic; nothing is taken or waited for with it.
+    pub(crate) fn account(&self) -> &IrqLock<Account> {
+        &self.account
+    }
+
+    /// Whether the event handler may serve the guest at `now`, in ns. After `true`,
+    /// [`Exports::leave_handler`] must follow. Atomic.
+    pub(crate) fn enter_handler(&self, now: i64) -> bool {
+        let all = || self.together.lock().enter(now);
+        self.account.lock().enter(now, all)
+    }
+
+    /// The event handler has done with the guest's request, and took that many ns. Atomic.
+    pub(crate) fn leave_handler(&self, took: i64) {
+        self.account.lock().leave(took);
+        self.together.lock().leave(took);
     }
 
     /// The guest is connected, or no longer.

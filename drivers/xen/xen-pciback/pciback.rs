@@ -17,8 +17,9 @@
 //!
 //! A function's device lock (the PCI core's), [`backend`]'s `control`, its `link`, a [`server`]'s
 //! `errors`, its `sending`, [`exports`]' `table` or `server`, a function's `config`, a function's
-//! `owner`, the [`registry`]. Each is left out where it is not needed; none is taken against this
-//! order. Nothing here is taken in interrupt context.
+//! `owner`, the [`registry`]; inside any of them a guest's account, then that of all guests. Each is left
+//! out where it is not needed; none is taken against this order. The event handler takes `table` and
+//! `config`, if no thread has them, and the accounts.
 
 mod attributes;
 mod backend;
@@ -92,7 +93,7 @@ impl kernel::InPlaceModule for Module {
             let reserved = stub::Reserved::take_over();
             Ok(try_pin_init!(Self {
                 _queue: QUEUE.open(c"xen-pciback")?,
-                _slots: registry::Slots::init(),
+                _slots: registry::Slots::init()?,
                 _stub <- pci::Registration::new(c"pciback", c"xen_pciback", module, &attributes::FILES),
                 _open: {
                     // A failure further down must find the module as at its start.

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which addresses are to be taken (`slots`), and which functions have been.
+//! Which addresses are to be taken (`slots`), and which functions have been; what all guests together
+//! have spent.
 //!
-//! *Owns* both lists, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
+//! *Owns* these three, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
 //! [`crate::backend`], in sleepable context. *Lock*: one mutex, the innermost of all: nothing is taken
 //! or waited for inside it.
 
 use crate::function::Function;
 use kernel::{prelude::*, sync::Arc};
-use pciif::{sbdf::Sbdf, slot::SlotPattern};
+use pciif::{account::Together, sbdf::Sbdf, slot::SlotPattern};
+use xen::{lock::IrqLock, new_irq_lock};
 
 struct Lists {
     slots: KVec<Sbdf>,
     functions: KVec<Arc<Function>>,
+    /// `None` before the module's start and after its end.
+    together: Option<Arc<IrqLock<Together>>>,
 }
 
 kernel::sync::global_lock! {
     // SAFETY: `Slots::init` is called before anything else of this file.
-    unsafe(uninit) static LISTS: Mutex<Lists> = Lists { slots: KVec::new(), functions: KVec::new() };
+    unsafe(uninit) static LISTS: Mutex<Lists> = Lists { slots: KVec::new(), functions: KVec::new(), together: None };
 }
 
 /// Empties the lists when the module goes.
@@ -25,10 +29,17 @@ pub(crate) struct Slots(());
 
 impl Slots {
     /// Makes the lists usable. Called once, by the module's start.
-    pub(crate) fn init() -> Self {
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn init() -> Result<Self> {
+        let together = new_irq_lock!(Together::new(), "pciback_together");
+        let together = Arc::pin_init(together, GFP_KERNEL)?;
         // SAFETY: called once, before the driver is registered.
         unsafe { LISTS.init() };
-        Self(())
+        LISTS.lock().together = Some(together);
+        Ok(Self(()))
     }
 }
 
@@ -37,7 +48,17 @@ impl Drop for Slots {
         let mut lists = LISTS.lock();
         lists.slots = KVec::new();
         lists.functions = KVec::new();
+        lists.together = None;
     }
+}
+
+/// What all guests together have spent in interrupt context.
+///
+/// # Errors
+///
+/// `ENODEV` when the module goes.
+pub(crate) fn together() -> Result<Arc<IrqLock<Together>>> {
+    LISTS.lock().together.clone().ok_or(ENODEV)
 }
 
 /// Adds the addresses of a pattern, in order; those that are there already stay where they are.

@@ -3,17 +3,17 @@
 //! Serves the requests of one guest.
 //!
 //! *Owns* the mapped page. *Callers*: the event channel's interrupt handler (atomic) and the work item
-//! (sleeps). *Locks*: none of its own; a request takes those of [`crate::exports`] and
-//! [`crate::function`]. Only one of the two reads requests at any time: the work item from when the
+//! (sleeps). *Locks*: a request takes those of [`crate::exports`] and [`crate::function`]; `errors` and
+//! `sending` are for errors of the hierarchy, see below. Only one of the two reads requests at any time: the work item from when the
 //! handler has queued it until it gives the EOI, and before that no event is delivered.
 //!
 //! # Who serves
 //!
 //! The handler itself, when the request is an access to a configuration space that cannot sleep and
 //! nobody else has the function: that saves the way to a thread and back, which costs more than all
-//! the rest. It may use [`SHARE`] of the time for one guest and [`SHARE_OF_ALL`] for all
-//! ([`pciif::budget`]); a guest that wants more is served by its work item, which the scheduler treats
-//! as any other thread. So no guest keeps a CPU of dom0 in interrupt context.
+//! the rest. How much of a CPU it may use for one guest and for all is in [`pciif::account`]; a guest that
+//! wants more, or whose accesses are slow, is served by its work item, which the scheduler treats as any
+//! other thread. The work item, too, pauses when the guest has had its share and others want the CPU.
 //!
 //! # Spurious events
 //!
@@ -46,7 +46,6 @@ use kernel::{
 };
 use pciif::{
     aer::{Answer, ErrorMessage, Step},
-    budget::{Budget, WINDOW},
     op::{OpStatus, Reply, Request},
     sbdf::Sbdf,
     wire::{self, MsixEntry, PciOp, MAX_MSIX_VECTORS},
@@ -55,18 +54,15 @@ use xen::{
     clock,
     event::{EventChannel, Handler, Irq, IrqCell},
     page::MappedPage,
-    work::{Item, Run},
+    work::{Item, Run, Turn},
     xenbus::DeviceRef,
 };
 
 /// Requests that are served before others have their turn.
 const BATCH: u32 = 64;
 
-/// What the event handler may spend on the requests of one guest, and of all, in each [`WINDOW`].
-const SHARE: i64 = WINDOW / 10 * 4;
-const SHARE_OF_ALL: i64 = WINDOW / 2;
-
-static BUDGET_OF_ALL: Budget = Budget::new(SHARE_OF_ALL);
+/// The longest pause of the work item without a look whether it is still wanted, in ns.
+const PAUSE_LOOK: i64 = 10_000_000;
 
 /// How long a guest may take over one step of a recovery, and how often it is looked for its answer.
 const RECOVERY_PATIENCE_MS: i64 = 10_000;
@@ -84,7 +80,6 @@ pub(crate) struct Server {
     /// An event without a request is to be expected: its request was served before it came, or it is that
     /// of the binding.
     event_due: AtomicBool,
-    budget: Budget,
     #[pin]
     work: Item<Server, 0>,
     /// Held by who waits for the guest's part in a recovery.
@@ -127,7 +122,6 @@ impl Link {
                 irq: IrqCell::empty(),
                 // Xen sends one when the channel is bound, in case the guest's first came before that.
                 event_due: AtomicBool::new(true),
-                budget: Budget::new(SHARE),
                 work <- Item::new(c"xen-pciback-serve", kernel::static_lock_class!()),
                 errors <- new_mutex!(()),
                 sending <- new_mutex!(()),
@@ -181,14 +175,17 @@ impl Handler for Server {
         }
         // A request: if this event was the one that is due, that of the request is due now.
         let start = clock::now();
-        let in_time = this.budget.allows(start) && BUDGET_OF_ALL.allows(start);
-        if in_time && this.serve_atomic() {
+        let may = this.exports.enter_handler(start);
+        let served = may && this.serve_atomic();
+        if served {
             irq.notify();
             irq.eoi(false);
+        }
+        if may {
             let took = clock::now().saturating_sub(start);
-            this.budget.spend(took);
-            BUDGET_OF_ALL.spend(took);
-        } else {
+            this.exports.leave_handler(took);
+        }
+        if !served {
             this.irq.set(irq);
             QUEUE.add::<Self, 0>(this.into());
         }
@@ -198,6 +195,7 @@ impl Handler for Server {
 impl Run<0> for Server {
     fn run(this: Arc<Self>) {
         let Some(irq) = this.irq.get() else { return };
+        let mut contended = false;
         for served in 0..BATCH {
             if this.stop.load(Ordering::Acquire) {
                 return;
@@ -211,8 +209,19 @@ impl Run<0> for Server {
                 irq.eoi(false);
                 return;
             }
-            this.serve_one();
+            if !this.pause() {
+                return;
+            }
+            let turn = Turn::begin();
+            let is_read = this.serve_one();
             irq.notify();
+            let spent = turn.end();
+            contended |= spent.preempted;
+            let mut account = this.exports.account().lock();
+            account.worked(spent.cpu, contended);
+            if is_read {
+                account.accessed(spent.elapsed);
+            }
         }
         this.event_due.store(true, Ordering::Release);
         QUEUE.add::<Self, 0>(this);
@@ -248,12 +257,36 @@ impl Server {
         reply.map(|reply| self.answer(reply)).is_some()
     }
 
-    /// Serves one request, whatever it is. Sleeps.
-    fn serve_one(&self) {
+    /// Sleeps as long as the guest has to wait for its share of the work items. `false` when the
+    /// connection ends meanwhile.
+    fn pause(&self) -> bool {
+        loop {
+            let mut now = clock::now();
+            let wait = self.exports.account().lock().pause(now);
+            if wait == 0 {
+                return true;
+            }
+            let end = now.saturating_add(wait);
+            while now < end {
+                if self.stop.load(Ordering::Acquire) {
+                    return false;
+                }
+                let left = end.saturating_sub(now).min(PAUSE_LOOK);
+                fsleep(Delta::from_nanos(left));
+                now = clock::now();
+            }
+        }
+    }
+
+    /// Serves one request, whatever it is; tells whether it was a read of configuration space, which the
+    /// handler may serve, too. Sleeps.
+    fn serve_one(&self) -> bool {
         let page = self.page.page();
         let mut entries = [MsixEntry::default(); MAX_MSIX_VECTORS as usize];
+        let mut is_read = false;
         let (reply, count) = match self.copy() {
             Ok(request) => {
+                is_read = matches!(request, Request::ConfRead { .. });
                 let count = match request {
                     Request::EnableMsix { count, .. } => count.get(),
                     _ => 0,
@@ -276,6 +309,7 @@ impl Server {
             }
         }
         self.answer(reply);
+        is_read
     }
 
     /// Has the guest take part in the recovery from an error of its function at `address`. Sleeps,

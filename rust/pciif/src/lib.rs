@@ -43,7 +43,6 @@ pub mod access;
 pub mod account;
 pub mod aer;
 pub mod bucket;
-pub mod budget;
 pub mod cache;
 pub mod config;
 pub mod denied;
