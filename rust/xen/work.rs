@@ -30,7 +30,8 @@ impl Queue {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Makes the queue: its items run at the same time on any CPU, each item only once at a time.
+    /// Makes the queue: its items run at the same time on any CPU, each item only once at a time, and
+    /// with the priority of any other thread: what a peer asks for is not worth more.
     ///
     /// # Errors
     ///
@@ -43,7 +44,7 @@ impl Queue {
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(
                 c"%s".as_char_ptr(),
-                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_HIGHPRI,
+                bindings::wq_flags_WQ_UNBOUND,
                 0,
                 name.as_char_ptr(),
             )
