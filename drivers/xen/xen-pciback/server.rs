@@ -26,8 +26,8 @@
 //!
 //! The other way round, [`Server::recover`] asks the guest: one message at a time (`errors`, a mutex
 //! that is held while the guest is waited for, for some seconds at most). A guest that leaves a
-//! message unanswered gets no further one until it has answered that: so it costs the wait once,
-//! however many functions it has.
+//! message unanswered gets no further one until it has answered that, and all answers together are waited
+//! for as long as its account says: so it costs that once, however many functions it has.
 //!
 //! # Requests
 //!
@@ -64,8 +64,7 @@ const BATCH: u32 = 64;
 /// The longest pause of the work item without a look whether it is still wanted, in ns.
 const PAUSE_LOOK: i64 = 10_000_000;
 
-/// How long a guest may take over one step of a recovery, and how often it is looked for its answer.
-const RECOVERY_PATIENCE_MS: i64 = 10_000;
+/// How often it is looked for a guest's answer in a recovery.
 const RECOVERY_LOOK_MS: i64 = 10;
 
 /// The serving end.
@@ -313,7 +312,8 @@ impl Server {
     }
 
     /// Has the guest take part in the recovery from an error of its function at `address`. Sleeps,
-    /// for [`RECOVERY_PATIENCE_MS`] at most when no other function's message is waited for.
+    /// for what is left of the guest's patience ([`pciif::patience`]) at most, when no other function's
+    /// message is waited for.
     pub(crate) fn recover(&self, address: Sbdf, step: Step) -> Answer {
         let _turn = self.errors.lock();
         let page = self.page.page();
@@ -322,6 +322,11 @@ impl Server {
         }
         if page.flag(wire::FLAG_PCIB_ACTIVE) {
             // It has not answered the message before.
+            return Answer::TimedOut;
+        }
+        let begun = clock::now();
+        let patience = self.exports.account().lock().patience().left(begun);
+        if patience == 0 {
             return Answer::TimedOut;
         }
         let words = ErrorMessage {
@@ -342,7 +347,16 @@ impl Server {
             page.set_flag(wire::FLAG_PCIB_ACTIVE);
             irq.notify();
         }
-        for _ in 0..RECOVERY_PATIENCE_MS / RECOVERY_LOOK_MS {
+        let answer = self.wait_for_answer(begun.saturating_add(patience));
+        let took = clock::now().saturating_sub(begun);
+        self.exports.account().lock().patience().wait(took);
+        answer
+    }
+
+    /// Waits for the answer to the message that is out, until `end`. Sleeps.
+    fn wait_for_answer(&self, end: i64) -> Answer {
+        let page = self.page.page();
+        loop {
             if self.stop.load(Ordering::Acquire) {
                 return Answer::NotConnected;
             }
@@ -350,9 +364,11 @@ impl Server {
                 // CAST: the same 32 bits, as the protocol declares them.
                 return Answer::Number(page.read(wire::AER + 4) as i32);
             }
+            if clock::now() >= end {
+                return Answer::TimedOut;
+            }
             fsleep(Delta::from_millis(RECOVERY_LOOK_MS));
         }
-        Answer::TimedOut
     }
 
     fn dispatch(&self, request: &Request, entries: &mut [MsixEntry]) -> Reply {
