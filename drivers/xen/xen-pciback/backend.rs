@@ -136,9 +136,13 @@ impl xenbus::Driver for Backend {
             GFP_KERNEL,
         )
         .inspect_err(|e| dev.fatal(*e, fmt!("cannot make the backend")))?;
+        registry::add_guest(this.exports.clone())
+            .inspect_err(|e| dev.fatal(*e, fmt!("cannot make the backend")))?;
         dev.switch_state(State::InitWait);
-        let watch = Watch::own_directory(dev, this.clone())
-            .inspect_err(|e| dev.fatal(*e, fmt!("cannot watch the backend's directory")))?;
+        let watch = Watch::own_directory(dev, this.clone()).inspect_err(|e| {
+            registry::remove_guest(&this.exports);
+            dev.fatal(*e, fmt!("cannot watch the backend's directory"));
+        })?;
         *this.watch.lock() = Some(watch);
         Ok(this)
     }
@@ -155,6 +159,7 @@ impl xenbus::Driver for Backend {
 
     fn remove(this: Arc<Self>, _dev: &Device) {
         this.dying.store(true, Ordering::Release);
+        registry::remove_guest(&this.exports);
         this.release_all();
         QUEUE.add::<Self, 1>(this);
     }

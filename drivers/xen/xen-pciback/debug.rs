@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `xen-pciback/denied_writes` in debugfs: the writes of guests that were dropped.
+//! `xen-pciback/denied_writes` in debugfs: the writes of guests that were dropped; and
+//! `xen-pciback/accounts`: what each guest has cost, and how often it was held back.
 //!
-//! *Owns* nothing but the file. *Callers*: readers, in sleepable context. *Lock*: each function's
-//! `config`, one after the other.
+//! *Owns* nothing but the files. *Callers*: readers, in sleepable context. *Lock*: each function's
+//! `config`, or each guest's account, one after the other.
 
 use crate::registry;
 use kernel::{
@@ -47,6 +48,20 @@ fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if others > 0 {
             writeln!(f, "{} elsewhere {}", address, others)?;
         }
+    }
+    Ok(())
+}
+
+/// The file; removed when dropped.
+pub(crate) fn accounts(dir: &Dir) -> impl PinInit<File<()>> + '_ {
+    dir.read_callback_file(c"accounts", (), &show_accounts)
+}
+
+fn show_accounts(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for guest in &registry::guests().map_err(|_| fmt::Error)? {
+        // A copy: the lock is not held for as long as text takes.
+        let account = guest.account().lock().clone();
+        writeln!(f, "domain={} {}", guest.domid, account)?;
     }
     Ok(())
 }

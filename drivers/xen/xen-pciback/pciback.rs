@@ -65,6 +65,8 @@ struct Module {
     _backends: xenbus::Registration<Backend>,
     #[pin]
     _denied: File<()>,
+    #[pin]
+    _accounts: File<()>,
     _debug: Dir,
     _open: Open,
     #[pin]
@@ -105,6 +107,7 @@ impl kernel::InPlaceModule for Module {
                 },
                 _debug: Dir::new(c"xen-pciback"),
                 _denied <- debug::denied_writes(_debug),
+                _accounts <- debug::accounts(_debug),
                 _backends <- xenbus::Registration::new(c"xen-pciback", c"xen_pciback", module),
                 _: {
                     let kind = if PASSTHROUGH.get() { "passthrough" } else { "vpci" };

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which addresses are to be taken (`slots`), and which functions have been; what all guests together
-//! have spent.
+//! Which addresses are to be taken (`slots`), and which functions have been; which guests there are, and
+//! what all of them together have spent.
 //!
-//! *Owns* these three, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
+//! *Owns* these four, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
 //! [`crate::backend`], in sleepable context. *Lock*: one mutex, the innermost of all: nothing is taken
 //! or waited for inside it.
 
-use crate::function::Function;
+use crate::{exports::Exports, function::Function};
 use kernel::{prelude::*, sync::Arc};
 use pciif::{account::Together, sbdf::Sbdf, slot::SlotPattern};
 use xen::{lock::IrqLock, new_irq_lock};
@@ -15,13 +15,16 @@ use xen::{lock::IrqLock, new_irq_lock};
 struct Lists {
     slots: KVec<Sbdf>,
     functions: KVec<Arc<Function>>,
+    guests: KVec<Arc<Exports>>,
     /// `None` before the module's start and after its end.
     together: Option<Arc<IrqLock<Together>>>,
 }
 
 kernel::sync::global_lock! {
     // SAFETY: `Slots::init` is called before anything else of this file.
-    unsafe(uninit) static LISTS: Mutex<Lists> = Lists { slots: KVec::new(), functions: KVec::new(), together: None };
+    unsafe(uninit) static LISTS: Mutex<Lists> = Lists {
+        slots: KVec::new(), functions: KVec::new(), guests: KVec::new(), together: None,
+    };
 }
 
 /// Empties the lists when the module goes.
@@ -48,6 +51,7 @@ impl Drop for Slots {
         let mut lists = LISTS.lock();
         lists.slots = KVec::new();
         lists.functions = KVec::new();
+        lists.guests = KVec::new();
         lists.together = None;
     }
 }
@@ -146,6 +150,37 @@ pub(crate) fn functions(wanted: impl Fn(&Function) -> bool) -> Result<KVec<Arc<F
     let mut all = KVec::new();
     for function in LISTS.lock().functions.iter().filter(|f| wanted(f)) {
         all.push(function.clone(), GFP_KERNEL)?;
+    }
+    Ok(all)
+}
+
+/// Adds a guest whose backend begins.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn add_guest(guest: Arc<Exports>) -> Result {
+    LISTS.lock().guests.push(guest, GFP_KERNEL)?;
+    Ok(())
+}
+
+/// Removes a guest whose backend ends.
+pub(crate) fn remove_guest(guest: &Arc<Exports>) {
+    LISTS
+        .lock()
+        .guests
+        .retain(|other| !Arc::ptr_eq(other, guest));
+}
+
+/// All guests, in the order in which their backends began.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn guests() -> Result<KVec<Arc<Exports>>> {
+    let mut all = KVec::new();
+    for guest in LISTS.lock().guests.iter() {
+        all.push(guest.clone(), GFP_KERNEL)?;
     }
     Ok(all)
 }
