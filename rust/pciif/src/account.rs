@@ -22,7 +22,7 @@
 //! | interrupt context, all guests | 50 % over any 20 ms | Half of a CPU is left even to a dom0 that has only one. |
 //! | one stay | 200 us, no two longer ones in a row | An access takes 1 to 10 us. One that takes longer waits for hardware: others should not. |
 //! | work items | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. |
-//! | log lines | 20 in any 10 min | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
+//! | log lines | 20 in any 10 min, and one more once | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
 //! | resets | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
 //! | runs on a change in the store | 128 at once, then 16 a second | A handshake has four, a hot-plug four; 31 hot-plugs one after the other have 124. |
 //! | operations on the store | 2048 at once, then 256 a second | A start with 31 functions has some 300, and 31 hot-plugs some 1800. One costs dom0 about 90 us in two tasks, so 256 are 2.3 % of a CPU. |
@@ -154,6 +154,20 @@ impl Pace {
     }
 }
 
+/// How many lines about a guest were left out before one that is written; as text, what to put at the end of
+/// that one, nothing if there are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut(pub u32);
+
+impl Display for LeftOut {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(f, " ({count} lines about this guest were left out before)"),
+        }
+    }
+}
+
 /// What is shown of an account, from its beginning; nothing is decided by it.
 #[derive(Clone, Debug, Default)]
 struct Spent {
@@ -192,6 +206,8 @@ pub struct Account {
     lines: Bucket,
     /// Lines left out since the last one.
     left_out: u32,
+    /// Something that the kernel itself reports has failed before.
+    failed: bool,
     resets: Bucket,
     store_runs: Bucket,
     store_operations: Bucket,
@@ -209,6 +225,7 @@ impl Account {
             worker: Bucket::new(WORKER),
             lines: Bucket::new(LINES),
             left_out: 0,
+            failed: false,
             resets: Bucket::new(RESETS),
             store_runs: Bucket::new(STORE_RUNS),
             store_operations: Bucket::new(STORE_OPERATIONS),
@@ -268,16 +285,32 @@ impl Account {
         self.pace.worked(took);
     }
 
-    /// Whether a line that the guest can provoke may be written at `now`; if so, how many were left out
-    /// since the last one, to be said in it.
-    pub fn line(&mut self, now: i64) -> Option<u32> {
+    /// Whether a line that the guest can provoke may be written at `now`; if so, what to say in it about
+    /// those that were left out.
+    pub fn line(&mut self, now: i64) -> Option<LeftOut> {
         if self.lines.take(now, 1).is_err() {
             self.left_out = self.left_out.saturating_add(1);
             count(&mut self.spent.lines_left_out, 1);
             return None;
         }
         count(&mut self.spent.lines, 1);
-        Some(core::mem::take(&mut self.left_out))
+        Some(LeftOut(core::mem::take(&mut self.left_out)))
+    }
+
+    /// Whether something may be tried at `now` whose failure the kernel itself writes into the log,
+    /// without asking us: for a guest for which that has failed before, only when there is a line left.
+    /// After a failure, [`Account::failed_aloud`] must follow.
+    pub fn may_fail_aloud(&mut self, now: i64) -> bool {
+        let may = !self.failed || self.lines.wait(now) == 0;
+        count(&mut self.spent.lines_left_out, u64::from(!may));
+        may
+    }
+
+    /// Such a thing has failed: that was a line. The first one may be one too many, once.
+    pub fn failed_aloud(&mut self) {
+        self.failed = true;
+        self.lines.charge(1);
+        count(&mut self.spent.lines, 1);
     }
 
     /// Asks for a reset that the guest has ordered, at `now`.

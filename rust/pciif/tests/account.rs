@@ -5,7 +5,7 @@
 //! The tests keep a record of what was admitted, and look for the window with the most of it. No
 //! number of the account is used here but the promises of its head.
 
-use pciif::account::{Account, Together, LONGEST_STAY};
+use pciif::account::{Account, LeftOut, Together, LONGEST_STAY};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -247,13 +247,13 @@ proptest! {
         let mut lines: Vec<i64> = Vec::new();
         for pause in &asks {
             now += pause;
-            if let Some(left_out) = account.line(now) {
+            if let Some(LeftOut(left_out)) = account.line(now) {
                 lines.push(now);
                 told += left_out as usize;
             }
         }
         prop_assert!(most_within(&lines, 600 * SECOND) <= 20);
-        if let Some(left_out) = account.line(now + 3_600 * SECOND) {
+        if let Some(LeftOut(left_out)) = account.line(now + 3_600 * SECOND) {
             prop_assert_eq!(lines.len() + told + left_out as usize, asks.len());
         } else {
             prop_assert!(false, "an hour of silence, and no line is allowed");
@@ -523,6 +523,7 @@ fn account_as_text() {
     (0..12).for_each(|_| {
         let _ = account.line(0);
     });
+    account.failed_aloud();
     (0..5).for_each(|_| {
         let _ = account.reset(0);
     });
@@ -533,7 +534,7 @@ fn account_as_text() {
     assert_eq!(
         account.to_string(),
         "interrupt_us=250 stays=1 slow=1 refused=1 by_worker=1 worker_us=3000 turns=1 pauses=0 \
-         lines=10 left_out=2 resets=4 refused_resets=1 store_runs=1 store_operations=7 \
+         lines=11 left_out=2 resets=4 refused_resets=1 store_runs=1 store_operations=7 \
          store_pauses=0 bytes=4096 most_bytes=4096 refused_bytes=1 recovery_ms=1500"
     );
 }
@@ -607,6 +608,43 @@ fn greedy_guest_has_its_share_of_the_store() {
             "{later}"
         );
     }
+}
+
+/// What the kernel reports by itself counts as a line, and is not tried without one: so it is 20 lines of
+/// both kinds, and one that could not be foreseen.
+#[test]
+fn failures_that_the_kernel_reports_are_lines() {
+    let mut account = Account::new();
+    let mut lines: Vec<i64> = Vec::new();
+    for now in (0..18_000).map(|at| at * SECOND / 10) {
+        if now % (3 * SECOND) == 0 && account.line(now).is_some() {
+            lines.push(now);
+        }
+        if account.may_fail_aloud(now) {
+            account.failed_aloud();
+            lines.push(now);
+        }
+    }
+    assert_eq!(most_within(&lines, 600 * SECOND), 20);
+    // The first failure, of a guest that has used its lines up.
+    let mut account = Account::new();
+    while account.line(0).is_some() {}
+    assert!(account.may_fail_aloud(0));
+    account.failed_aloud();
+    assert!(!account.may_fail_aloud(119 * SECOND));
+    assert!(account.may_fail_aloud(120 * SECOND));
+    // It is a limit for failures only: who never fails is never kept from trying.
+    let mut account = Account::new();
+    assert!((0..1_000).all(|_| account.may_fail_aloud(0)));
+}
+
+#[test]
+fn lines_that_were_left_out_are_told_when_there_are_any() {
+    assert_eq!(LeftOut(0).to_string(), "");
+    assert_eq!(
+        LeftOut(7).to_string(),
+        " (7 lines about this guest were left out before)"
+    );
 }
 
 /// The same for work items: turns of up to 10 ms, from the first one on.
