@@ -70,9 +70,6 @@ pub(crate) struct Backend {
     control: Item<Backend, 0>,
     #[pin]
     end: Item<Backend, 1>,
-    /// For lines that the guest can provoke.
-    #[pin]
-    limit: RateLimit,
     /// How often connecting may fail: the bus code has a line in the log for each page that cannot be
     /// mapped, and no limit for them.
     #[pin]
@@ -129,7 +126,6 @@ impl xenbus::Driver for Backend {
                 watch <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
                 end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
-                limit <- RateLimit::new(60, 4),
                 failures <- RateLimit::new(600, 16),
                 refused_until: AtomicI64::new(i64::MIN),
             }),
@@ -408,10 +404,11 @@ impl Backend {
                     );
                 }
                 // What a guest writes decides how often this happens.
-                if self.limit.allows() {
-                    self.dev.fatal(e, fmt!("{text}"));
-                } else {
-                    self.switch(own, State::Closing);
+                match self.exports.line() {
+                    Some(left_out) => self.dev.fatal(e, fmt!("{text}{}", Show(left_out))),
+                    None => {
+                        self.switch(own, State::Closing);
+                    }
                 }
             }
         }
@@ -432,12 +429,13 @@ impl Backend {
         let port = number(read(c"event-channel")?)?;
         let magic = read(c"magic")?;
         if magic.bytes() != wire::MAGIC {
-            if self.limit.allows() {
+            if let Some(left_out) = self.exports.line() {
                 let start = magic.bytes().get(..16).unwrap_or(magic.bytes());
                 dev_err!(
                     self.dev.generic(),
-                    "the frontend's magic is \"{}\"\n",
-                    Show(Printable(start))
+                    "the frontend's magic is \"{}\"{}\n",
+                    Show(Printable(start)),
+                    Show(left_out)
                 );
             }
             return Err((EFAULT, "version mismatch with pcifront - halting"));

@@ -18,13 +18,14 @@ use kernel::{
     sync::{Arc, Mutex},
 };
 use pciif::{
-    account::{Account, Together},
+    account::{Account, LeftOut, Together},
     aer::{Answer, Step},
     op::{OpStatus, Reply, Request},
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Place, Topology, TopologyError},
 };
 use xen::{
+    clock,
     lock::{DualLock, IrqLock},
     new_dual_lock, new_irq_lock, pci, store,
     xenbus::DeviceRef,
@@ -88,6 +89,28 @@ impl Exports {
     pub(crate) fn leave_handler(&self, took: i64) {
         self.account.lock().leave(took);
         self.together.lock().leave(took);
+    }
+
+    /// Whether a line that the guest can provoke may be written now, and what to say in it about those
+    /// left out. Atomic.
+    pub(crate) fn line(&self) -> Option<LeftOut> {
+        self.account.lock().line(clock::now())
+    }
+
+    /// Does what the kernel writes a line about when it fails, unless that has failed before and the
+    /// guest has no line left: then `None`.
+    pub(crate) fn try_aloud<T, E>(
+        &self,
+        what: impl FnOnce() -> Result<T, E>,
+    ) -> Option<Result<T, E>> {
+        if !self.account.lock().may_fail_aloud(clock::now()) {
+            return None;
+        }
+        let result = what();
+        if result.is_err() {
+            self.account.lock().failed_aloud();
+        }
+        Some(result)
     }
 
     /// The guest is connected, or no longer.

@@ -44,6 +44,7 @@ use kernel::{
 };
 use pciif::{
     access::ConfigAccess,
+    account::LeftOut,
     aer::{self, Step, Verdict},
     config::{self, Field, VirtualConfigSpace},
     denied::{DeniedWrite, DeniedWrites},
@@ -56,7 +57,7 @@ use pciif::{
 };
 use xen::{
     lock::DualLock,
-    log::{RateLimit, Show},
+    log::Show,
     new_dual_lock,
     pci::{self, SavedState},
     work::{Item, Run},
@@ -84,8 +85,14 @@ struct Config {
     intx: Control,
     /// Since the present guest has it.
     denied: DeniedWrites,
-    /// The last request of the guest for MSI or MSI-X failed.
-    messages_failed: bool,
+}
+
+impl Config {
+    /// Whether a line that the guest can provoke may be written now; see [`Exports::line`]. Nobody writes
+    /// one while there is no guest.
+    fn line(&self) -> Option<LeftOut> {
+        self.guest.as_ref()?.line()
+    }
 }
 
 /// What a guest may do beyond the policy; set by the administrator, ends with the assignment.
@@ -124,13 +131,6 @@ pub(crate) struct Function {
     config: DualLock<Config>,
     #[pin]
     release: Item<Function, 0>,
-    /// For lines that the guest can provoke.
-    #[pin]
-    limit: RateLimit,
-    /// Requests for MSI after one that failed: the kernel's own code has a line in the log for each
-    /// that Xen refuses, and no limit for them.
-    #[pin]
-    retries: RateLimit,
 }
 
 xen::has_work_item!(Function, 0, release);
@@ -213,11 +213,8 @@ impl Function {
                     guest: None,
                     intx: Control::new(),
                     denied: DeniedWrites::new(),
-                    messages_failed: false,
                 }, "pciback_config"),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
-                limit <- RateLimit::new(60, 4),
-                retries <- RateLimit::new(60, 16),
             }),
             GFP_KERNEL,
         )
@@ -377,7 +374,6 @@ impl Function {
         }
         config.space.reset_for_assignment();
         config.denied.clear();
-        config.messages_failed = false;
         if let Err(e) = self.dev.set_owner(domid) {
             drop(config);
             let _ = self.apply(Event::Release);
@@ -562,14 +558,17 @@ impl Function {
         if decision.failed {
             guest.cannot_recover();
         }
-        if decision.failed && self.limit.allows() {
-            dev_err!(
-                self.dev.as_generic(),
-                "an error of its PCIe link, and domain {} cannot recover: {:?} to {:?}\n",
-                guest.domid,
-                answer,
-                step
-            );
+        if decision.failed {
+            if let Some(left_out) = guest.line() {
+                dev_err!(
+                    self.dev.as_generic(),
+                    "an error of its PCIe link, and domain {} cannot recover: {:?} to {:?}{}\n",
+                    guest.domid,
+                    answer,
+                    step,
+                    Show(left_out)
+                );
+            }
         }
         decision.verdict
     }
@@ -627,10 +626,10 @@ impl Function {
                 result
             }
             Request::EnableMsi { .. } => self
-                .retry(&mut config, || self.enable_msi())
+                .enable_msi(&config)
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             Request::EnableMsix { .. } => self
-                .retry(&mut config, || self.enable_msix(entries))
+                .enable_msix(&config, entries)
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             // Either request ends whichever of the two is on: when the kernel's MSI code takes down the
             // vectors of MSI-X, the stock frontend hears of MSI.
@@ -658,11 +657,12 @@ impl Function {
             // No pin, or not connected: nothing to acknowledge.
             Ok(()) | Err(ENXIO) => {}
             Err(e) => {
-                if self.limit.allows() {
+                if let Some(left_out) = config.line() {
                     dev_warn!(
                         self.dev.as_generic(),
-                        "dom0 has no handler on its interrupt line ({:?})\n",
-                        e
+                        "dom0 has no handler on its interrupt line ({:?}){}\n",
+                        e,
+                        Show(left_out)
                     );
                 }
             }
@@ -714,37 +714,53 @@ impl Function {
         let first = config.denied.iter().next().is_none();
         let noted = config.denied.note(access, dropped).is_some();
         let quirk = QuirkLine::for_dropped(self.address, access, dropped);
-        if let (true, Some(quirk)) = (first && noted && self.limit.allows(), quirk) {
+        let (true, Some(quirk)) = (first && noted, quirk) else {
+            return;
+        };
+        if let Some(left_out) = config.line() {
             dev_warn!(
                 self.dev.as_generic(),
-                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks (further ones are only counted: debugfs, xen-pciback/denied_writes)\n",
+                "the guest's write at offset {:#x}, size {}, value {:#x} is dropped; to allow it: echo {} >/sys/bus/pci/drivers/pciback/quirks (further ones are only counted: debugfs, xen-pciback/denied_writes){}\n",
                 access.offset(),
                 access.width().bytes(),
                 value,
-                Show(quirk)
+                Show(quirk),
+                Show(left_out)
             );
         }
     }
 
-    /// Enables MSI or MSI-X, not too often after it has failed.
-    fn retry(
+    /// Enables what `name` says, MSI or MSI-X. The kernel's own code has a line in the log for each time
+    /// that Xen refuses it, and no limit for them.
+    fn enable_messages(
         &self,
-        config: &mut Config,
-        enable: impl FnOnce() -> Result<u32, OpStatus>,
-    ) -> Result<u32, OpStatus> {
-        if config.messages_failed && !self.retries.allows() {
-            return Err(OpStatus::OpFailed);
+        config: &Config,
+        name: &str,
+        enable: impl FnOnce() -> Result,
+    ) -> Result<(), OpStatus> {
+        let guest = config.guest.as_ref().ok_or(OpStatus::DevNotFound)?;
+        match guest.try_aloud(enable) {
+            None => Err(OpStatus::OpFailed),
+            Some(result) => result.map_err(|e| {
+                if let Some(left_out) = guest.line() {
+                    dev_warn!(
+                        self.dev.as_generic(),
+                        "cannot enable {} for the guest ({:?}){}\n",
+                        name,
+                        e,
+                        Show(left_out)
+                    );
+                }
+                OpStatus::OpFailed
+            }),
         }
-        let result = enable();
-        config.messages_failed = result.is_err();
-        result
     }
 
-    fn enable_msi(&self) -> Result<u32, OpStatus> {
+    fn enable_msi(&self, config: &Config) -> Result<u32, OpStatus> {
         if self.dev.msi_state() != (false, false) {
             return Err(OpStatus::OpFailed);
         }
-        self.dev.enable_msi().map_err(|e| self.refused("MSI", e))?;
+        self.enable_messages(config, "MSI", || self.dev.enable_msi())?;
         match pci::msi_pirq(self.dev.irq()) {
             0 => {
                 self.dev.disable_msi();
@@ -754,7 +770,7 @@ impl Function {
         }
     }
 
-    fn enable_msix(&self, wanted: &mut [MsixEntry]) -> Result<u32, OpStatus> {
+    fn enable_msix(&self, config: &Config, wanted: &mut [MsixEntry]) -> Result<u32, OpStatus> {
         if self.dev.msi_state() != (false, false) || !self.decodes_memory() {
             return Err(OpStatus::OpFailed);
         }
@@ -771,9 +787,7 @@ impl Function {
             entry.entry = wanted.entry;
         }
         let entries = entries.get_mut(..wanted.len()).ok_or(OpStatus::OpFailed)?;
-        self.dev
-            .enable_msix(entries)
-            .map_err(|e| self.refused("MSI-X", e))?;
+        self.enable_messages(config, "MSI-X", || self.dev.enable_msix(entries))?;
         for (wanted, entry) in wanted.iter_mut().zip(entries.iter()) {
             match u16::try_from(pci::msi_pirq(entry.vector)) {
                 Ok(pirq @ 1..) => wanted.vector = pirq,
@@ -796,18 +810,6 @@ impl Function {
                 pciif::access::AccessWidth::Word,
             )
             .is_ok_and(|command| command & bindings::PCI_COMMAND_MEMORY != 0)
-    }
-
-    fn refused(&self, what: &str, e: Error) -> OpStatus {
-        if self.limit.allows() {
-            dev_warn!(
-                self.dev.as_generic(),
-                "cannot enable {} for the guest ({:?})\n",
-                what,
-                e
-            );
-        }
-        OpStatus::OpFailed
     }
 }
 
