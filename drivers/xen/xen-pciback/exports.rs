@@ -16,6 +16,7 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{Arc, Mutex},
+    time::{delay::fsleep, Delta},
 };
 use pciif::{
     account::{Account, LeftOut, Together},
@@ -34,6 +35,9 @@ use xen::{
 /// Places for functions; most guests need no more than these first ones.
 type Places = KVec<Place<Arc<Function>>>;
 const FIRST_PLACES: usize = 4;
+
+/// The longest wait for a reset, in ns: a bound for a clock that jumps.
+const MOST_RESET_WAIT: i64 = 1_100_000_000;
 
 /// The functions of one guest.
 #[pin_data]
@@ -111,6 +115,20 @@ impl Exports {
             self.account.lock().failed_aloud();
         }
         Some(result)
+    }
+
+    /// Waits until the guest may reset a function again: a second at most, as it has one request at a time.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when that was not enough.
+    pub(crate) fn pace_reset(&self) -> Result {
+        let ask = || self.account.lock().reset(clock::now());
+        let Err(wait) = ask() else { return Ok(()) };
+        // The clock of the sleep is not quite that of the account.
+        let wait = wait.saturating_add(1_000_000).min(MOST_RESET_WAIT);
+        fsleep(Delta::from_nanos(wait));
+        ask().map_err(|_| EBUSY)
     }
 
     /// The guest is connected, or no longer.

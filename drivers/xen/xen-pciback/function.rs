@@ -46,7 +46,7 @@ use pciif::{
     access::ConfigAccess,
     account::LeftOut,
     aer::{self, Step, Verdict},
-    config::{self, Field, VirtualConfigSpace},
+    config::{self, Field, VirtualConfigSpace, WriteOutcome},
     denied::{DeniedWrite, DeniedWrites},
     intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
@@ -88,6 +88,25 @@ struct Config {
 }
 
 impl Config {
+    /// A read of the guest's.
+    fn read(&mut self, dev: &pci::Device, access: ConfigAccess) -> Result<u32, OpStatus> {
+        let guest = self.guest.as_deref();
+        self.space.read(&mut Host { dev, guest }, access)
+    }
+
+    /// A write of the guest's.
+    fn write(
+        &mut self,
+        dev: &pci::Device,
+        access: ConfigAccess,
+        value: u32,
+        flags: config::Flags,
+    ) -> Result<WriteOutcome, OpStatus> {
+        let guest = self.guest.as_deref();
+        let host = &mut Host { dev, guest };
+        self.space.write(host, access, value, flags)
+    }
+
     /// Whether a line that the guest can provoke may be written now; see [`Exports::line`]. Nobody writes
     /// one while there is no guest.
     fn line(&self) -> Option<LeftOut> {
@@ -188,8 +207,16 @@ impl Function {
         dev.restore_state(&golden)?;
         let bars = [0, 1, 2, 3, 4, 5].map(|index| dev.bar(index));
         let rom = dev.bar(6);
-        let space = VirtualConfigSpace::new(dev.header_type(), &bars, rom, &mut Host(&dev))
-            .map_err(|_| EIO)?;
+        let space = VirtualConfigSpace::new(
+            dev.header_type(),
+            &bars,
+            rom,
+            &mut Host {
+                dev: &dev,
+                guest: None,
+            },
+        )
+        .map_err(|_| EIO)?;
         // A bridge has no interrupt that a guest would serve.
         let irq = if dev.header_type() == 0 { dev.irq() } else { 0 };
         let acknowledger = Acknowledger::new(address, irq)?;
@@ -598,7 +625,7 @@ impl Function {
         let result = match (result, written) {
             (Ok(access), Some(_)) if config.space.may_sleep(access, true) => return None,
             (Ok(_), Some(value)) => self.config_write(&mut config, offset, size, value),
-            (Ok(access), None) => config.space.read(&mut Host(&self.dev), access),
+            (Ok(access), None) => config.read(&self.dev, access),
             (Err(status), _) => Err(status),
         };
         Some(result.map_or_else(Reply::failed, Reply::done))
@@ -685,7 +712,7 @@ impl Function {
 
     fn config_read(&self, config: &mut Config, offset: i32, size: i32) -> Result<u32, OpStatus> {
         let access = ConfigAccess::new(offset, size, self.dev.config_size())?;
-        config.space.read(&mut Host(&self.dev), access)
+        config.read(&self.dev, access)
     }
 
     fn config_write(
@@ -700,9 +727,7 @@ impl Function {
             permissive: PERMISSIVE.get() || self.may(Grant::Permissive),
             allow_interrupt_control: self.may(Grant::InterruptControl),
         };
-        let outcome = config
-            .space
-            .write(&mut Host(&self.dev), access, value, flags)?;
+        let outcome = config.write(&self.dev, access, value, flags)?;
         if outcome.dropped != 0 {
             self.note_dropped(config, access, value, outcome.dropped);
         }
@@ -871,73 +896,80 @@ fn report_reset(dev: &pci::Device, result: Result) {
 }
 
 /// The hardware as the configuration space engine sees it.
-struct Host<'a>(&'a pci::Device);
+struct Host<'a> {
+    dev: &'a pci::Device,
+    /// Whose request it is.
+    guest: Option<&'a Exports>,
+}
 
 impl config::Function for Host<'_> {
     fn config_size(&self) -> u16 {
-        self.0.config_size()
+        self.dev.config_size()
     }
 
     fn read(&mut self, access: ConfigAccess) -> Result<u32, OpStatus> {
-        self.0
+        self.dev
             .read_config(access.offset(), access.width())
             .map_err(OpStatus::from_pcibios)
     }
 
     fn write(&mut self, access: ConfigAccess, value: u32) -> Result<(), OpStatus> {
-        self.0
+        self.dev
             .write_config(access.offset(), access.width(), value)
             .map_err(OpStatus::from_pcibios)
     }
 
     fn ids(&self) -> (u16, u16) {
-        self.0.ids()
+        self.dev.ids()
     }
 
     fn interrupt_line(&self) -> u8 {
         // A number above 255 has no place in the register: the guest then sees none.
-        u8::try_from(self.0.irq()).unwrap_or(0)
+        u8::try_from(self.dev.irq()).unwrap_or(0)
     }
 
     fn is_enabled(&self) -> bool {
-        self.0.is_enabled()
+        self.dev.is_enabled()
     }
 
     fn enable(&mut self) -> Result<(), OpStatus> {
-        self.0
+        self.dev
             .enable()
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
     fn is_bus_master(&self) -> bool {
-        self.0.is_bus_master()
+        self.dev.is_bus_master()
     }
 
     fn set_bus_master(&mut self, on: bool) {
-        self.0.set_bus_master(on);
+        self.dev.set_bus_master(on);
     }
 
     fn set_mwi(&mut self, on: bool) -> Result<(), OpStatus> {
-        self.0
+        self.dev
             .set_mwi(on)
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
     fn set_intx(&mut self, on: bool) {
-        self.0.set_intx(on);
+        self.dev.set_intx(on);
     }
 
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
-        self.0
+        self.dev
             .set_power_state(state)
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
     fn reset(&mut self) -> Result<(), OpStatus> {
+        if let Some(guest) = self.guest {
+            guest.pace_reset().map_err(|_| OpStatus::OpFailed)?;
+        }
         // Whoever takes the function away holds the device lock and waits for this request: so the
         // lock is only tried, and not for long.
         for _ in 0..GUEST_RESET_TRIES {
-            match self.0.try_reset() {
+            match self.dev.try_reset() {
                 Err(EAGAIN) => fsleep(Delta::from_millis(GUEST_RESET_PAUSE_MS)),
                 result => return result.map_err(|e| OpStatus::from_errno(e.to_errno())),
             }
@@ -946,7 +978,7 @@ impl config::Function for Host<'_> {
     }
 
     fn set_max_read_request(&mut self, bytes: u16) -> Result<(), OpStatus> {
-        self.0
+        self.dev
             .set_max_read_request(bytes)
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }

@@ -23,7 +23,7 @@
 //! | one stay | 200 us, no two longer ones in a row | An access takes 1 to 10 us. One that takes longer waits for hardware: others should not. |
 //! | work items | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. |
 //! | log lines | 20 in any 10 min, and one more once | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
-//! | resets | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
+//! | resets that the guest orders | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
 //! | runs on a change in the store | 128 at once, then 16 a second | A handshake has four, a hot-plug four; 31 hot-plugs one after the other have 124. |
 //! | operations on the store | 2048 at once, then 256 a second | A start with 31 functions has some 300, and 31 hot-plugs some 1800. One costs dom0 about 90 us in two tasks, so 256 are 2.3 % of a CPU. |
 //! | memory | 4 MiB | MSI-X is the dearest: about 1 KiB for a vector. 32 functions with the 128 vectors that the protocol allows. |
@@ -182,7 +182,7 @@ struct Spent {
     lines: u64,
     lines_left_out: u64,
     resets: u64,
-    refused_resets: u64,
+    reset_waits: u64,
     store_runs: u64,
     store_operations: u64,
     store_pauses: u64,
@@ -322,7 +322,7 @@ impl Account {
         let result = self.resets.take(now, 1);
         let counter = match result {
             Ok(()) => &mut self.spent.resets,
-            Err(_) => &mut self.spent.refused_resets,
+            Err(_) => &mut self.spent.reset_waits,
         };
         count(counter, 1);
         result
@@ -403,8 +403,8 @@ impl Display for Account {
         )?;
         write!(
             f,
-            " resets={} refused_resets={}",
-            spent.resets, spent.refused_resets
+            " resets={} reset_waits={}",
+            spent.resets, spent.reset_waits
         )?;
         write!(
             f,

@@ -534,7 +534,7 @@ fn account_as_text() {
     assert_eq!(
         account.to_string(),
         "interrupt_us=250 stays=1 slow=1 refused=1 by_worker=1 worker_us=3000 turns=1 pauses=0 \
-         lines=11 left_out=2 resets=4 refused_resets=1 store_runs=1 store_operations=7 \
+         lines=11 left_out=2 resets=4 reset_waits=1 store_runs=1 store_operations=7 \
          store_pauses=0 bytes=4096 most_bytes=4096 refused_bytes=1 recovery_ms=1500"
     );
 }
