@@ -14,6 +14,7 @@ use kernel::{
     prelude::*,
     str::{CStr, CStrExt},
     sync::{Arc, LockClassKey},
+    time::{delay::fsleep, Delta},
     types::Opaque,
 };
 
@@ -178,6 +179,23 @@ impl<T: Run<ID>, const ID: u8> Item<T, ID> {
         // SAFETY: `Queue::add` made this pointer from an `Arc` for this run.
         T::run(unsafe { Arc::from_raw(object) });
     }
+}
+
+/// The longest sleep of [`sleep_while`] without a look, in ns.
+const LOOK: i64 = 10_000_000;
+
+/// Sleeps `ns`, but not on when `wanted` says `false`. Gives what `wanted` said last.
+pub fn sleep_while(ns: i64, wanted: impl Fn() -> bool) -> bool {
+    let mut now = clock::now();
+    let end = now.saturating_add(ns);
+    while wanted() {
+        if now >= end {
+            return true;
+        }
+        fsleep(Delta::from_nanos(end.saturating_sub(now).min(LOOK)));
+        now = clock::now();
+    }
+    false
 }
 
 /// A turn of the running thread, to find out what it costs.

@@ -5,7 +5,8 @@
 //! *Owns* the exports, the connection and the watch on its own directory. *Callers*: the xenbus core's
 //! watch thread, which serves all guests: it only queues work items. `control` does everything while
 //! the device lives; it reads both states afresh each time it runs, so that a frontend that flaps
-//! between states costs one run, not one for each event. `end` ends it: a request that is being served
+//! between states costs one run, not one for each event; and the account of the guest says when the next
+//! run may begin. `end` ends it: a request that is being served
 //! may reset a function, which takes as long as a reset, and the connection ends after it.
 //!
 //! After the core has called `remove` it knows nothing of the device any more; the reference that we
@@ -16,7 +17,7 @@
 //! item only. Nothing is held while the work item waits for a function to become free.
 
 use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
-use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use kernel::{
     fmt, new_mutex,
     prelude::*,
@@ -33,7 +34,7 @@ use xen::{
     clock,
     log::{RateLimit, Show},
     store::{self, NumberedKey},
-    work::{Item, Run},
+    work::{sleep_while, Item, Run},
     xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
 };
 
@@ -43,6 +44,11 @@ const MAX_DEVICES: u32 = 1024;
 const REFUSAL: i64 = 600_000_000_000;
 /// Steps of one run of the work item; whatever is left has an event of its own.
 const MAX_STEPS: u32 = 16;
+/// Operations on the store that a step has beside those of the list's devices: both states, `online`, the
+/// number of devices, and when it connects three keys of the frontend.
+const OF_A_STEP: u32 = 7;
+/// Those of a switch of our state: a transaction with a read and a write.
+const OF_A_SWITCH: u32 = 4;
 
 /// What becomes of a device of the list that has no `state-N`.
 #[derive(Clone, Copy)]
@@ -76,6 +82,8 @@ pub(crate) struct Backend {
     failures: RateLimit,
     /// The limit was reached: no frontend is connected to before this time, in ns.
     refused_until: AtomicI64,
+    /// Reads and writes of the store by the present run of `control`.
+    operations: AtomicU32,
 }
 
 xen::has_work_item!(Backend, 0, control);
@@ -83,11 +91,16 @@ xen::has_work_item!(Backend, 1, end);
 
 impl Run<0> for Backend {
     fn run(this: Arc<Self>) {
+        if !this.pause() {
+            return;
+        }
         for _ in 0..MAX_STEPS {
             if this.dying() || !this.step() {
                 break;
             }
         }
+        let operations = this.operations.swap(0, Ordering::Relaxed);
+        this.exports.account().lock().store_run(operations);
     }
 }
 
@@ -128,6 +141,7 @@ impl xenbus::Driver for Backend {
                 end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
                 failures <- RateLimit::new(600, 16),
                 refused_until: AtomicI64::new(i64::MIN),
+                operations: AtomicU32::new(0),
             }),
             GFP_KERNEL,
         )
@@ -166,6 +180,25 @@ impl Backend {
         self.dying.load(Ordering::Acquire)
     }
 
+    /// Sleeps as long as the guest has to wait for what it costs the store. `false` when the device goes
+    /// meanwhile.
+    fn pause(&self) -> bool {
+        loop {
+            let wait = self.exports.account().lock().store_pause(clock::now());
+            if wait == 0 {
+                return true;
+            }
+            if !sleep_while(wait, || !self.dying()) {
+                return false;
+            }
+        }
+    }
+
+    /// Counts reads and writes of the store.
+    fn count_operations(&self, more: u32) {
+        self.operations.fetch_add(more, Ordering::Relaxed);
+    }
+
     fn next(&self, own: State, front: State) -> BackendAction {
         let up = self.link.lock().is_some();
         backend_step(own, front, up, self.dev.is_online())
@@ -173,6 +206,7 @@ impl Backend {
 
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
+        self.count_operations(OF_A_STEP);
         let own = self.dev.own_state();
         match self.next(own, self.dev.peer_state()) {
             // A frontend that started again so fast that nobody saw it start: its page is another one.
@@ -211,6 +245,7 @@ impl Backend {
     /// Moves from state `own` to `state`. Gives `true`: whether or not the toolstack wrote another state
     /// meanwhile, there may be more to do.
     fn switch(&self, own: State, state: State) -> bool {
+        self.count_operations(OF_A_SWITCH);
         self.dev.switch_state_from(own, state);
         true
     }
@@ -260,6 +295,7 @@ impl Backend {
 
     /// A key of device `number`.
     fn read(&self, name: &str, number: u32) -> Result<store::Value> {
+        self.count_operations(1);
         store::NOW.read(self.dev.directory(), NumberedKey::new(name, number).text())
     }
 
@@ -268,6 +304,7 @@ impl Backend {
         if self.dying() {
             return Err(ENODEV);
         }
+        self.count_operations(1);
         store::NOW.write(
             self.dev.directory(),
             NumberedKey::new(name, number).text(),

@@ -54,15 +54,12 @@ use xen::{
     clock,
     event::{EventChannel, Handler, Irq, IrqCell},
     page::MappedPage,
-    work::{Item, Run, Turn},
+    work::{sleep_while, Item, Run, Turn},
     xenbus::DeviceRef,
 };
 
 /// Requests that are served before others have their turn.
 const BATCH: u32 = 64;
-
-/// The longest pause of the work item without a look whether it is still wanted, in ns.
-const PAUSE_LOOK: i64 = 10_000_000;
 
 /// How often it is looked for a guest's answer in a recovery.
 const RECOVERY_LOOK_MS: i64 = 10;
@@ -260,19 +257,12 @@ impl Server {
     /// connection ends meanwhile.
     fn pause(&self) -> bool {
         loop {
-            let mut now = clock::now();
-            let wait = self.exports.account().lock().pause(now);
+            let wait = self.exports.account().lock().pause(clock::now());
             if wait == 0 {
                 return true;
             }
-            let end = now.saturating_add(wait);
-            while now < end {
-                if self.stop.load(Ordering::Acquire) {
-                    return false;
-                }
-                let left = end.saturating_sub(now).min(PAUSE_LOOK);
-                fsleep(Delta::from_nanos(left));
-                now = clock::now();
+            if !sleep_while(wait, || !self.stop.load(Ordering::Acquire)) {
+                return false;
             }
         }
     }
