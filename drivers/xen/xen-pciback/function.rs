@@ -73,6 +73,10 @@ const RELEASE_LOOK_MS: u32 = 100;
 const GUEST_RESET_TRIES: u32 = 5;
 const GUEST_RESET_PAUSE_MS: i64 = 20;
 
+/// What a vector takes, about: an interrupt's descriptor with its name and counters, the entry for the
+/// device, and what Xen's code keeps of it.
+const VECTOR_BYTES: u64 = 1024;
+
 /// What `config` protects.
 struct Config {
     space: VirtualConfigSpace,
@@ -85,6 +89,8 @@ struct Config {
     intx: Control,
     /// Since the present guest has it.
     denied: DeniedWrites,
+    /// What the present guest's vectors for MSI or MSI-X take of the memory of its account.
+    vector_bytes: u64,
 }
 
 impl Config {
@@ -105,6 +111,33 @@ impl Config {
         let guest = self.guest.as_deref();
         let host = &mut Host { dev, guest };
         self.space.write(host, access, value, flags)
+    }
+
+    /// Takes memory for `count` vectors and has `enable` enable them.
+    fn with_vectors(
+        &mut self,
+        count: u16,
+        enable: impl FnOnce(&Self) -> Result<u32, OpStatus>,
+    ) -> Result<u32, OpStatus> {
+        let bytes = u64::from(count).saturating_mul(VECTOR_BYTES);
+        let guest = self.guest.as_ref().ok_or(OpStatus::DevNotFound)?;
+        if !guest.account().lock().allocate(bytes) {
+            return Err(OpStatus::OpFailed);
+        }
+        let result = enable(self);
+        match result {
+            Ok(_) => self.vector_bytes = self.vector_bytes.saturating_add(bytes),
+            Err(_) => guest.account().lock().give_back(bytes),
+        }
+        result
+    }
+
+    /// The guest's vectors are gone, or go with it.
+    fn give_vectors_back(&mut self) {
+        let bytes = core::mem::take(&mut self.vector_bytes);
+        if let Some(guest) = &self.guest {
+            guest.account().lock().give_back(bytes);
+        }
     }
 
     /// Whether a line that the guest can provoke may be written now; see [`Exports::line`]. Nobody writes
@@ -240,6 +273,7 @@ impl Function {
                     guest: None,
                     intx: Control::new(),
                     denied: DeniedWrites::new(),
+                    vector_bytes: 0,
                 }, "pciback_config"),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
             }),
@@ -473,6 +507,7 @@ impl Function {
     fn take_back(&self) -> Result<(), ResetFailure> {
         let mut config = self.config.lock();
         let dev = &self.dev;
+        config.give_vectors_back();
         config.guest = None;
         config.space.clear_quirks();
         for grant in [Grant::Permissive, Grant::InterruptControl] {
@@ -652,11 +687,11 @@ impl Function {
                 }
                 result
             }
-            Request::EnableMsi { .. } => self
-                .enable_msi(&config)
+            Request::EnableMsi { .. } => config
+                .with_vectors(1, |config| self.enable_msi(config))
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
-            Request::EnableMsix { .. } => self
-                .enable_msix(&config, entries)
+            Request::EnableMsix { count, .. } => config
+                .with_vectors(count.get(), |config| self.enable_msix(config, entries))
                 .inspect(|_| self.intx(&mut config, intx::Event::MessagesOn)),
             // Either request ends whichever of the two is on: when the kernel's MSI code takes down the
             // vectors of MSI-X, the stock frontend hears of MSI.
@@ -669,6 +704,7 @@ impl Function {
                     self.dev.disable_msix();
                 }
                 if msi || msix {
+                    config.give_vectors_back();
                     self.intx(&mut config, intx::Event::MessagesOff);
                 }
                 Ok(self.acknowledger.pirq())
