@@ -18,9 +18,9 @@
 //!
 //! | what | limit | why |
 //! |---|---|---|
-//! | interrupt context, one guest | 40 % of a CPU over any 20 ms | A request that the handler serves saves two switches of tasks. A read keeps the handler for less than a third of the time that the guest needs for it, so a guest alone stays below. |
+//! | interrupt context, one guest | 40 % of a CPU over any 20 ms | A request that the handler serves saves two switches of tasks. By the figures of docs/bench.md a read should keep the handler for about a third of the time that the guest needs for it, so that a guest alone stays below; to be seen in debugfs. |
 //! | interrupt context, all guests | 50 % over any 20 ms | Half of a CPU is left even to a dom0 that has only one. |
-//! | one stay | 200 us, no two longer ones in a row | An access takes 1 to 10 us. One that takes longer waits for hardware: others should not. |
+//! | one stay | 200 us, no two longer ones in a row | Five us of a read are the device's in docs/bench.md. One that takes longer waits for hardware: others should not. |
 //! | work items | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. |
 //! | log lines | 20 in any 10 min, and one more once | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
 //! | resets that the guest orders | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
