@@ -1097,7 +1097,6 @@ mod tests {
         fn enable(&mut self) -> Result<(), OpStatus> {
             Err(OpStatus::OpFailed)
         }
-        fn disable(&mut self) {}
         fn is_bus_master(&self) -> bool {
             false
         }

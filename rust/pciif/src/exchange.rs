@@ -29,8 +29,9 @@
 pub const PATIENCE: i64 = 5_000_000_000;
 /// The shortest patience, in ns.
 pub const LEAST_PATIENCE: i64 = 50_000_000;
-/// An answer that took longer counts against the backend, in ns. A function level reset takes 100 ms.
-pub const SLOW: i64 = 250_000_000;
+/// An answer that took longer counts against the backend, in ns. A function level reset takes 100 ms, and a
+/// busy host has been seen to take 400 ms for an answer now and then.
+pub const SLOW: i64 = 500_000_000;
 /// How many quick answers without a slow or missing one between them double the patience.
 pub const QUICK_RUN: u8 = 32;
 /// How often the patience is halved at most: [`PATIENCE`] is below [`LEAST_PATIENCE`] then.
@@ -276,9 +277,9 @@ mod tests {
     #[test]
     fn answers_just_in_time_are_not_paid_for_ever() {
         const REQUESTS: usize = 1000;
-        let bound = 10_000_000_000 + REQUESTS as i64 * 250_000_000;
+        let bound = 10_000_000_000 + REQUESTS as i64 * SLOW;
         for good in 0..100 {
-            for bad in [4_900_000_000, 1_200_000_000, 300_000_000, i64::MAX] {
+            for bad in [4_900_000_000, 1_200_000_000, 600_000_000, i64::MAX] {
                 let takes = |at| if at % (good + 1) == good { bad } else { 0 };
                 let cost = cost((0..REQUESTS).map(takes));
                 assert!(cost <= bound, "{bad} after {good}: {cost}");
@@ -297,18 +298,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_cost_a_quarter_of_a_second_at_most_in_the_long_run(
+        fn requests_cost_half_a_second_at_most_in_the_long_run(
             takes in proptest::collection::vec(
                 prop_oneof![
                     4 => 0..1_000_000i64,
-                    1 => 0..300_000_000i64,
+                    1 => 0..600_000_000i64,
                     1 => 0..5_000_000_000i64,
                     1 => Just(i64::MAX),
                 ],
                 0..500,
             ),
         ) {
-            let bound = 10_000_000_000 + takes.len() as i64 * 250_000_000;
+            let bound = 10_000_000_000 + takes.len() as i64 * SLOW;
             prop_assert!(cost(takes) <= bound);
         }
     }
