@@ -138,6 +138,8 @@ pub struct Counts {
 }
 
 const DRIVER: &str = "/sys/bus/pci/drivers/pciback";
+/// Where dom0's kernel is traced.
+const TRACE: &str = "/sys/kernel/tracing";
 
 impl<'a> Lab<'a> {
     fn sh(&self, command: &str) -> Result<String> {

@@ -2,7 +2,7 @@
 
 //! The handshake, hot-plug, several devices (section D).
 
-use super::{Case, Ends, Lab, DRIVER};
+use super::{ring::Bad, Case, Ends, Lab, DRIVER, TRACE};
 use crate::machine::{Guest, GuestOptions, EDU, MANY, NIC, STANDARD, TESTDEV};
 use anyhow::{bail, ensure, Context, Result};
 
@@ -12,6 +12,12 @@ pub const CASES: &[Case] = &[
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: plug,
+    },
+    Case {
+        name: "check_33_34_devices_come_before_and_after_the_connection_and_the_states_walk",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: walk,
     },
     Case {
         name: "keys_that_a_toolstack_leaves_take_no_other_device",
@@ -69,6 +75,15 @@ fn key(lab: &Lab<'_>, directory: &str, key: &str) -> Result<String> {
         .machine
         .ask(&format!("xenstore-read {directory}/{key} 2>/dev/null"), 20)?;
     Ok(answer.output.trim().to_owned())
+}
+
+/// What the backend of that directory wrote last of what went wrong; empty if it wrote nothing.
+fn error_node(lab: &Lab<'_>, back: &str) -> Result<String> {
+    key(
+        lab,
+        &back.replace("/domain/0/", "/domain/0/error/"),
+        "error",
+    )
 }
 
 fn expect(lab: &Lab<'_>, directory: &str, keys: &[(&str, &str)]) -> Result<()> {
@@ -146,6 +161,39 @@ fn plug(lab: &Lab<'_>) -> Result<()> {
     )?;
     let front = key(lab, &back, "frontend")?;
     expect(lab, &front, &[("state", "4"), ("magic", "7")])?;
+    // These keys and no others: those of the toolstack and ours.
+    let mut keys: Vec<_> = [
+        "domain",
+        "frontend",
+        "frontend-id",
+        "num_devs",
+        "online",
+        "root-0",
+        "root_num",
+        "state",
+    ]
+    .map(str::to_owned)
+    .into();
+    for number in 0..3 {
+        for name in ["dev", "key", "opts", "state", "vdev"] {
+            keys.push(format!("{name}-{number}"));
+        }
+    }
+    keys.sort_unstable();
+    let there = |directory: &str| lab.sh(&format!("xenstore-list {directory} | sort"));
+    let found = there(&back)?;
+    say!("    keys: {}", found.replace('\n', " "));
+    ensure!(found.lines().eq(keys.iter().map(String::as_str)), "{found}");
+    let found = there(&front)?;
+    let keys = [
+        "backend",
+        "backend-id",
+        "event-channel",
+        "magic",
+        "pci-op-ref",
+        "state",
+    ];
+    ensure!(found.lines().eq(keys), "{found}");
     let nic = "00:00.0 8086:10d3".to_owned();
     let edu = |slot| format!("00:0{slot}.0 1234:11e8");
     let testdev = "00:02.0 1b36:0005".to_owned();
@@ -216,6 +264,102 @@ fn plug(lab: &Lab<'_>) -> Result<()> {
     guest.destroy_with_many()
 }
 
+/// Devices that the toolstack adds before the frontend has connected (33), and the states of both ends when it adds
+/// and takes one afterwards, step by step: the frontend is told when to take its own (34).
+fn walk(lab: &Lab<'_>) -> Result<()> {
+    lab.load(lab.back, "hide='(00:05.0)(00:06.0)(00:0a.0)'")?;
+    let bad = Bad::start(lab, "walk", &[NIC])?;
+    let back = backend(lab, &bad.guest)?;
+    expect(lab, &back, &[("state", "3"), ("state-0", "3")])?;
+    // As the toolstack writes a further device of a guest that starts: the state stays.
+    lab.sh(&format!(
+        "cd / && xenstore-write {back}/dev-1 {EDU} {back}/state-1 1 {back}/num_devs 2 && xenstore-write {back}/state 3"
+    ))?;
+    until_key(lab, &back, "state-1", "3")?;
+    expect(lab, &back, &[("state", "3"), ("vdev-1", "0000:00:01.00")])?;
+    bad.connect()?;
+    let reads = |slot: u32, value: &str| -> Result<()> {
+        let reply = bad.one(&format!("op 0 0 0 {} 0 4 0", slot << 3))?;
+        ensure!(reply.contains(value), "slot {slot}: {reply}");
+        Ok(())
+    };
+    reads(0, "err=0 value=0x10d38086")?;
+    reads(1, "err=0 value=0x11e81234")?;
+    // One more. The backend does nothing before the frontend has said that it knows.
+    lab.sh(&format!(
+        "cd / && xenstore-write {back}/dev-2 {TESTDEV} {back}/state-2 1 {back}/num_devs 3 {back}/state 7"
+    ))?;
+    stays(lab, &back, "state", "7")?;
+    expect(lab, &back, &[("state-2", "1"), ("vdev-2", "")])?;
+    reads(2, "err=-1")?;
+    bad.one("state 7")?;
+    until_key(lab, &back, "state", "8")?;
+    expect(lab, &back, &[("state-2", "3"), ("vdev-2", "0000:00:02.00")])?;
+    // It works from now on; the backend waits for the frontend.
+    reads(2, "err=0 value=0x51b36")?;
+    stays(lab, &back, "state", "8")?;
+    bad.one("state 4")?;
+    until_key(lab, &back, "state", "4")?;
+    // One goes: it is there until the frontend lets go of it.
+    lab.sh(&format!(
+        "cd / && xenstore-write {back}/state-1 5 {back}/state 7"
+    ))?;
+    stays(lab, &back, "state", "7")?;
+    reads(1, "err=0 value=0x11e81234")?;
+    bad.one("state 7")?;
+    until_key(lab, &back, "state", "8")?;
+    reads(1, "err=-1")?;
+    expect(lab, &back, &[("state-1", "5")])?;
+    lab.machine
+        .until(&format!("grep -q '^{EDU} available' {DRIVER}/status"), 30)?;
+    bad.one("state 4")?;
+    until_key(lab, &back, "state", "4")?;
+    reads(0, "err=0 value=0x10d38086")?;
+    reads(2, "err=0 value=0x51b36")?;
+    bad.guest.destroy_with_many()
+}
+
+/// Waits until a key has a value.
+fn until_key(lab: &Lab<'_>, directory: &str, name: &str, value: &str) -> Result<()> {
+    lab.machine.until(
+        &format!("[ \"$(xenstore-read {directory}/{name})\" = {value} ]"),
+        20,
+    )
+}
+
+/// Waits until the backend's work item has run from beginning to end after something was written to the store:
+/// it reads both states when it begins. `again` writes the same once more, so that there is an event, and a run,
+/// after the trace of dom0's kernel has begun.
+pub(super) fn dealt_with(lab: &Lab<'_>, again: impl FnOnce() -> Result<()>) -> Result<()> {
+    // By the mangled name of the item's function.
+    const ITEM: &str = "7BackendKh0_E8callback";
+    let events = "events/workqueue/workqueue_execute";
+    lab.sh(&format!(
+        "[ -e {TRACE}/trace ] || mount -t tracefs tracefs {TRACE}
+         cd {TRACE} && echo 1 >{events}_start/enable && echo 1 >{events}_end/enable && echo >trace"
+    ))?;
+    again()?;
+    lab.machine.until(
+        &format!(
+            "awk '/workqueue_execute_start.*{ITEM}/ {{ begun = 1 }} /workqueue_execute_end.*{ITEM}/ {{ ended += begun }} END {{ exit !ended }}' {TRACE}/trace"
+        ),
+        30,
+    )?;
+    lab.sh(&format!(
+        "cd {TRACE} && echo 0 >{events}_start/enable && echo 0 >{events}_end/enable"
+    ))?;
+    Ok(())
+}
+
+/// The backend has dealt with what was written to its directory, and a key of it has its value still.
+fn stays(lab: &Lab<'_>, back: &str, name: &str, value: &str) -> Result<()> {
+    dealt_with(lab, || {
+        lab.sh(&format!("xenstore-write {back}/{name} {value}"))?;
+        Ok(())
+    })?;
+    expect(lab, back, &[(name, value)])
+}
+
 /// A toolstack that waits for a device's end only so long leaves its keys, state Closing, for good.
 fn keys_left(lab: &Lab<'_>) -> Result<()> {
     lab.load("rust", "hide='(00:05.0)(00:0a.0)'")?;
@@ -264,6 +408,8 @@ fn keys_left(lab: &Lab<'_>) -> Result<()> {
 }
 
 fn one_bad(lab: &Lab<'_>) -> Result<()> {
+    // Nothing of what is found below is of an earlier case.
+    lab.sh("dmesg -c >>/var/log/dmesg.all; xenstore-rm /local/domain/0/error 2>/dev/null; true")?;
     lab.load(lab.back, "hide='(00:05.0)(00:0a.0)'")?;
     let options = GuestOptions {
         front: lab.front,
@@ -302,19 +448,8 @@ fn one_bad(lab: &Lab<'_>) -> Result<()> {
     ] {
         ensure!(log.contains(part), "{part:?} is not in: {log}");
     }
-    let error = key(
-        lab,
-        "",
-        &format!("error{}/error", back.replace("/local/domain/0", "")),
-    )
-    .and_then(|text| {
-        if text.is_empty() {
-            lab.sh(&format!("xenstore-ls -f | grep -i 'error.*{}'", "pci"))
-        } else {
-            Ok(text)
-        }
-    })?;
-    ensure!(error.contains("not exported"), "in the store: {error}");
+    let error = error_node(lab, &back)?;
+    ensure!(error.contains("not exported"), "in the store: {error:?}");
     ensure!(seen(&guest)?.len() == 2, "{:?}", seen(&guest)?);
     let ping = guest.sh("ping -c 2 -W 10 10.0.2.2")?;
     ensure!(ping.contains("2 packets received"), "{ping}");
@@ -326,6 +461,7 @@ fn one_bad(lab: &Lab<'_>) -> Result<()> {
 }
 
 fn bad_list(lab: &Lab<'_>) -> Result<()> {
+    const UNREADABLE: &str = "Error reading number of devices";
     lab.load(lab.back, "hide='(00:05.0)'")?;
     let options = GuestOptions {
         front: "none",
@@ -333,11 +469,15 @@ fn bad_list(lab: &Lab<'_>) -> Result<()> {
     };
     let guest = lab.machine.guest("list", &options)?;
     let domid = lab.machine.xl("domid list")?.trim().to_owned();
-    for (devid, keys) in [
-        ("7", "online=1"),
-        ("8", "online=1 num_devs=abc"),
-        ("9", "online=1 num_devs=4294967297"),
-        ("10", "online=1 num_devs=99999"),
+    for (devid, keys, said) in [
+        ("7", "online=1", UNREADABLE),
+        ("8", "online=1 num_devs=abc", UNREADABLE),
+        ("9", "online=1 num_devs=4294967297", UNREADABLE),
+        (
+            "10",
+            "online=1 num_devs=99999",
+            "99999 devices are more than can be",
+        ),
     ] {
         let back = format!("/local/domain/0/backend/pci/{domid}/{devid}");
         let front = format!("/local/domain/{domid}/device/pci/{devid}");
@@ -354,6 +494,12 @@ fn bad_list(lab: &Lab<'_>) -> Result<()> {
         lab.machine
             .until(&format!("[ \"$(xenstore-read {back}/state)\" = 5 ]"), 20)
             .with_context(|| format!("num_devs of {devid}"))?;
+        let error = error_node(lab, &back)?;
+        // As the bus code writes it: an error number and a text.
+        ensure!(
+            error.starts_with(|c: char| c.is_ascii_digit()) && error.contains(said),
+            "{keys}: in the store: {error:?}"
+        );
         // The end, as the toolstack makes it.
         lab.sh(&format!("xenstore-rm {front} && xenstore-rm {back}"))?;
         lab.machine.until(
