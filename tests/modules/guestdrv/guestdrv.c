@@ -2,12 +2,14 @@
 /*
  * An ordinary driver for any PCI function of a guest, which does to a frontend
  * what drivers do: asks for vectors, reads its registers from many threads and
- * from a timer's interrupt at once, has error handlers or lacks them. In C, as
- * the drivers are that a frontend has to bear. The lab tells it the ids with
- * new_id, and reads what it says in the kernel's log.
+ * from a timer's interrupt at once, has error handlers or lacks them, has a card
+ * raise interrupts and counts them. In C, as the drivers are that a frontend has
+ * to bear. The lab tells it the ids with new_id, and reads what it says in the
+ * kernel's log.
  */
 #include <linux/delay.h>
 #include <linux/hrtimer.h>
+#include <linux/interrupt.h>
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/pci.h>
@@ -24,6 +26,12 @@ MODULE_PARM_DESC(reads, "How often each of them");
 static uint handlers;
 module_param(handlers, uint, 0444);
 MODULE_PARM_DESC(handlers, "Error handlers: 1 detected, 2 mmio, 4 slot_reset, 8 resume; 16 a table");
+static bool msi;
+module_param(msi, bool, 0444);
+MODULE_PARM_DESC(msi, "Ask for MSI");
+static int raise;
+module_param(raise, int, 0444);
+MODULE_PARM_DESC(raise, "Have the emulator's edu card raise so many interrupts, by MSI or its pin");
 
 static atomic_t wrong = ATOMIC_INIT(0);
 static atomic_t in_interrupt = ATOMIC_INIT(0);
@@ -96,6 +104,76 @@ static void read_all(struct pci_dev *dev)
 		 atomic_read(&in_interrupt), atomic_read(&wrong));
 }
 
+/* The emulator's edu, and its registers: why it interrupts, a value that raises, one that ends it. */
+#define EDU_VENDOR 0x1234
+#define EDU_DEVICE 0x11e8
+#define EDU_STATUS 0x24
+#define EDU_RAISE 0x60
+#define EDU_ACK 0x64
+
+static struct {
+	struct pci_dev *dev;
+	void __iomem *registers;
+	struct completion heard;
+	atomic_t count;
+} edu;
+
+static irqreturn_t edu_interrupt(int irq, void *data)
+{
+	u32 status = ioread32(edu.registers + EDU_STATUS);
+
+	if (!status)
+		return IRQ_NONE;
+	iowrite32(status, edu.registers + EDU_ACK);
+	atomic_inc(&edu.count);
+	complete(&edu.heard);
+	return IRQ_HANDLED;
+}
+
+/* Each interrupt is raised when the one before was heard, so that none can swallow another. */
+static int edu_raise(struct pci_dev *dev)
+{
+	int i, err;
+
+	edu.registers = pci_iomap(dev, 0, 0);
+	if (!edu.registers)
+		return -ENOMEM;
+	init_completion(&edu.heard);
+	atomic_set(&edu.count, 0);
+	err = request_irq(pci_irq_vector(dev, 0), edu_interrupt, IRQF_SHARED, "guestdrv", dev);
+	if (err) {
+		pci_iounmap(dev, edu.registers);
+		return err;
+	}
+	edu.dev = dev;
+	for (i = 0; i < raise; i++) {
+		iowrite32(1, edu.registers + EDU_RAISE);
+		if (!wait_for_completion_timeout(&edu.heard, 60 * HZ))
+			break;
+	}
+	pci_info(dev, "guestdrv: msi=%d raised=%d heard=%d\n", dev->msi_enabled, i, atomic_read(&edu.count));
+	return 0;
+}
+
+/* What it has stays on, until it is unbound or its guest is ended. */
+static int interrupts(struct pci_dev *dev)
+{
+	int err = pci_enable_device(dev);
+
+	if (err)
+		return err;
+	pci_set_master(dev);
+	err = pci_alloc_irq_vectors(dev, 1, 1, msi ? PCI_IRQ_MSI : PCI_IRQ_INTX);
+	pci_info(dev, "guestdrv: vectors=%d\n", err);
+	if (err > 0 && raise && dev->vendor == EDU_VENDOR && dev->device == EDU_DEVICE)
+		err = edu_raise(dev);
+	if (err >= 0)
+		return 0;
+	pci_free_irq_vectors(dev);
+	pci_disable_device(dev);
+	return err;
+}
+
 static int probe(struct pci_dev *dev, const struct pci_device_id *id)
 {
 	int got;
@@ -109,12 +187,19 @@ static int probe(struct pci_dev *dev, const struct pci_device_id *id)
 	}
 	if (threads)
 		read_all(dev);
+	if (msi || raise)
+		return interrupts(dev);
 	return 0;
 }
 
 static void leave(struct pci_dev *dev)
 {
-	if (vectors) {
+	if (edu.dev == dev) {
+		free_irq(pci_irq_vector(dev, 0), dev);
+		pci_iounmap(dev, edu.registers);
+		edu.dev = NULL;
+	}
+	if (vectors || msi || raise) {
 		pci_free_irq_vectors(dev);
 		pci_disable_device(dev);
 	}
