@@ -79,7 +79,7 @@ pub const STANDARD: Profile = Profile {
         "-netdev user,id=net53 -device rtl8139,netdev=net53,bus=bridge5,addr=3.0,romfile=",
         "-netdev user,id=net54 -device rtl8139,netdev=net54,bus=bridge5,addr=4.0,romfile=",
         "-device pcie-root-port,id=port6,addr=15.0,chassis=6,slot=6 -device edu,bus=port6",
-        // Their firmware has a reset method of their own, which takes two seconds.
+        // Only their firmware can reset them, slowly.
         "-device pci-testdev,addr=16.0 -device pci-testdev,addr=17.0",
         "-device pci-testdev,addr=18.0 -device pci-testdev,addr=19.0",
         "-acpitable sig=SSDT,rev=2,data={run}/slow-resets",
@@ -96,7 +96,7 @@ pub const SMP: Profile = Profile {
     ..STANDARD
 };
 
-/// Functions of [`STANDARD`] whose reset takes two seconds.
+/// Functions of [`STANDARD`] that only their firmware resets, which takes two seconds; see [`slow_resets`].
 pub const SLOW: [&str; 4] = [
     "0000:00:16.0",
     "0000:00:17.0",
@@ -104,19 +104,64 @@ pub const SLOW: [&str; 4] = [
     "0000:00:19.0",
 ];
 
-/// The body of the ACPI table that gives [`SLOW`] their resets: for each
-/// `Scope(\_SB.PCI0.Sxx) { Method(_RST, 0, Serialized) { Sleep(2000) } }`, where `xx` is slot and function.
+/// Written to the register of the interrupt line of a function of [`SLOW`]: its reset fails.
+pub const RESET_FAILS: u8 = 0xff;
+/// So often, at most, does a reset of [`SLOW`] last two seconds more.
+pub const RESET_MOST: u8 = 28;
+
+/// The body of the ACPI table that gives [`SLOW`] their resets. These functions have no use for the register
+/// of the interrupt line, so dom0 tells the firmware there what a reset is to be like: for each
+///
+/// ```text
+/// Scope (\_SB.PCI0.Sxx) {              // xx is slot and function
+///     OperationRegion (RCFG, PCI_Config, 0x3C, 1)
+///     Field (RCFG, ByteAcc) { LINE, 8 }
+///     Method (_RST, 0, Serialized) {
+///         Divide (1, Subtract (0xFF, LINE), , )
+///         Local1 = LINE
+///         Sleep (2000)
+///         Local0 = Local1; While (Local0) { Sleep (1000); Local0-- }
+///         Local0 = Local1; While (Local0) { Sleep (1000); Local0-- }
+///     }
+/// }
+/// ```
+///
+/// The kernel shortens a sleep to two seconds and ends a loop after thirty.
 fn slow_resets() -> Vec<u8> {
-    let mut table = Vec::new();
-    for devfn in (0x16..0x1a).map(|slot| slot << 3) {
-        let method = b"\x14\x0b_RST\x08\x5b\x22\x0b\xd0\x07";
-        let name = format!("\\\x2f\x03_SB_PCI0S{devfn:02X}_");
-        // The length has itself in it.
-        table.extend([0x10, (1 + name.len() + method.len()) as u8]);
-        table.extend(name.as_bytes());
-        table.extend(method);
-    }
-    table
+    let field = [
+        &b"\x5b\x80RCFG\x02\x0a\x3c\x01"[..],
+        &package(b"\x5b\x81", b"RCFG\x01LINE\x08"),
+    ]
+    .concat();
+    let wait = [
+        &b"\x70\x61\x60"[..],
+        &package(b"\xa2", b"\x60\x5b\x22\x0b\xe8\x03\x76\x60"),
+    ]
+    .concat();
+    let method = [
+        &b"_RST\x08\x78\x01\x74\x0a\xffLINE\x00\x00\x00\x70LINE\x61\x5b\x22\x0b\xd0\x07"[..],
+        &wait,
+        &wait,
+    ]
+    .concat();
+    let method = package(b"\x14", &method);
+    (0x16..0x1a)
+        .flat_map(|slot| {
+            let name = format!("\\\x2f\x03_SB_PCI0S{:02X}_", slot << 3);
+            package(b"\x10", &[name.as_bytes(), &field, &method].concat())
+        })
+        .collect()
+}
+
+/// A term of the firmware's language: its opcode, its length, which counts its own bytes, and the content.
+fn package(opcode: &[u8], content: &[u8]) -> Vec<u8> {
+    let length = content.len() + 1;
+    let length = match u8::try_from(length) {
+        Ok(short @ ..=0x3f) => vec![short],
+        // Four bits, then eight.
+        _ => vec![0x40 | ((length + 1) & 0xf) as u8, ((length + 1) >> 4) as u8],
+    };
+    [opcode, &length, content].concat()
 }
 
 /// A machine with functions by the hundred: 32 devices of 7 on one bus behind a bridge, and some with
