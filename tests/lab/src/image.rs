@@ -247,6 +247,7 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
     guest.programs(&["/usr/bin/lspci", "/usr/bin/setpci"])?;
     if which == Kernel::Stock {
         guest.drivers(&guest_kernel_dir, &guest_packages, "xen-pcifront")?;
+        guest.misplaced(&guest_packages, "xen-pciback")?;
     }
     guest.kernel_modules(&guest_kernel_dir, DEVICE_DRIVERS, guest_lack)?;
     guest.init(GUEST_INIT)?;
@@ -259,6 +260,7 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
     dom0.programs(&[&format!("{}/xentrace", xen.bin)])?;
     if which == Kernel::Stock {
         dom0.drivers(&kernel_dir, &dom0_packages, "xen-pciback")?;
+        dom0.misplaced(&dom0_packages, "xen-pcifront")?;
     } else {
         // A guest that serves other guests: dom0's programs, the guests' way to start.
         let domain = Tree::new(work.join("driver-domain"), &paths.xen_root)?;
@@ -582,6 +584,19 @@ impl Tree {
             self.dir.join("modules/other").join(format!("{driver}.ko")),
             module,
         )?;
+        Ok(())
+    }
+
+    /// The driver of ours that is not for this kind of domain and has to say so.
+    fn misplaced(&self, packages: &Packages, driver: &str) -> Result<()> {
+        let Some(ours) = &packages.modules else {
+            return Ok(());
+        };
+        let to = self.dir.join("modules/misplaced");
+        fs::create_dir_all(&to)?;
+        let driver = format!("{driver}.ko");
+        let (from, to) = (ours.join(&driver), to.join(&driver));
+        run(Command::new("objcopy").args(["--strip-debug", path(&from)?, path(&to)?]))?;
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use crate::{
     files,
     machine::{GuestOptions, EDU, NIC, RESET_MOST, SLOW, STANDARD, TESTDEV},
 };
+use agent::Answer;
 use anyhow::{ensure, Context, Result};
 
 pub const CASES: &[Case] = &[
@@ -57,6 +58,12 @@ pub const CASES: &[Case] = &[
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: no_reset,
+    },
+    Case {
+        name: "check_07_neither_driver_loads_in_the_wrong_kind_of_domain",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: wrong_domain,
     },
     Case {
         name: "slow_resets_do_not_hold_up_another_guest",
@@ -367,6 +374,32 @@ fn no_reset(lab: &Lab<'_>) -> Result<()> {
 fn tell_firmware(lab: &Lab<'_>, function: &str, value: u8) -> Result<()> {
     lab.sh(&format!("setpci -s {function} 3c.b={value:x}"))?;
     Ok(())
+}
+
+fn wrong_domain(lab: &Lab<'_>) -> Result<()> {
+    let refused = |answer: Answer| -> Result<()> {
+        ensure!(
+            answer.status != 0 && answer.output.contains("No such device"),
+            "{answer:?}"
+        );
+        Ok(())
+    };
+    // dom0 is no guest, whatever else it is.
+    let insmod = "insmod /modules/misplaced/*.ko 2>&1";
+    refused(lab.machine.ask(insmod, 30)?).context("the frontend in dom0")?;
+    lab.sh("! grep -q ^xen_pcifront /proc/modules && ! test -e /sys/bus/xen/drivers/pcifront")?;
+    let options = GuestOptions {
+        front: "none",
+        ..GuestOptions::default()
+    };
+    let guest = lab.machine.guest("wrong", &options)?;
+    refused(guest.ask(insmod, 30)?).context("the backend in a guest")?;
+    guest.sh(&format!(
+        "! grep -q ^xen_pciback /proc/modules && ! test -e {DRIVER}"
+    ))?;
+    // There the frontend loads, also without a device, and goes again.
+    guest.sh("insmod /modules/rust/xen-pcifront.ko && rmmod xen_pcifront")?;
+    guest.destroy()
 }
 
 fn slow_resets(lab: &Lab<'_>) -> Result<()> {
