@@ -66,6 +66,12 @@ pub const CASES: &[Case] = &[
         run: wrong_domain,
     },
     Case {
+        name: "a_frontend_that_starts_again_without_goodbye_is_taken_back",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: no_goodbye,
+    },
+    Case {
         name: "slow_resets_do_not_hold_up_another_guest",
         ends: Ends::RustBackend,
         profile: &STANDARD,
@@ -426,6 +432,41 @@ fn wrong_domain(lab: &Lab<'_>) -> Result<()> {
     ))?;
     // There the frontend loads, also without a device, and goes again.
     guest.sh("insmod /modules/rust/xen-pcifront.ko && rmmod xen_pcifront")?;
+    guest.destroy()
+}
+
+fn no_goodbye(lab: &Lab<'_>) -> Result<()> {
+    lab.load_with_nic()?;
+    let bad = super::ring::Bad::start(lab, "again", &[NIC])?;
+    bad.connect()?;
+    let ids = || -> Result<()> {
+        let answer = bad.one("op 0 0 0 0 0 4 0")?;
+        ensure!(answer.contains("err=0 value=0x10d38086"), "{answer}");
+        Ok(())
+    };
+    ids()?;
+    let first = bad.one("keys")?;
+    for round in 1..=3 {
+        // Initialising, as a kernel that has just started, with the old page published and in use.
+        bad.one("state 1")?;
+        bad.one("wait 120000 3")?;
+        bad.connect()?;
+        ids().with_context(|| format!("round {round}"))?;
+    }
+    let last = bad.one("keys")?;
+    ensure!(first != last, "the page is the same: {last}");
+    // So fast that its start was not seen: another page, and both states as they were.
+    bad.one("connect")?;
+    ids().context("another page at once")?;
+    let domid = lab.machine.xl("domid again")?;
+    lab.sh(&format!(
+        "grep -q '^{NIC} assigned {} ' {DRIVER}/status",
+        domid.trim()
+    ))?;
+    bad.guest.destroy()?;
+    // Nothing of the pages in between is left: the function is free, the next guest works with it.
+    let guest = lab.nic_guest("next")?;
+    start_nic(&guest)?;
     guest.destroy()
 }
 
