@@ -5,7 +5,7 @@
 use super::{start_nic, Case, Ends, Lab, DRIVER};
 use crate::{
     files,
-    machine::{GuestOptions, EDU, NIC, RESET_MOST, SLOW, STANDARD, TESTDEV},
+    machine::{Guest, GuestOptions, EDU, NIC, RESET_MOST, SLOW, STANDARD, TESTDEV},
 };
 use agent::Answer;
 use anyhow::{ensure, Context, Result};
@@ -332,6 +332,7 @@ fn sriov(lab: &Lab<'_>) -> Result<()> {
     let ids = guest.sh("lspci -n")?;
     ensure!(ids.contains("8086:10ca"), "{ids}");
     guest.sh("modprobe igbvf && test -e /sys/class/net/eth0 && ip link set eth0 up && grep -q pcifront-msi-x /proc/interrupts")?;
+    vf_traffic(lab, &guest)?;
 
     // The physical function's driver goes: the free one is let go, the other stays with its guest.
     lab.sh(&format!("echo 0000:01:00.0 >{PF}/driver/unbind"))?;
@@ -354,6 +355,38 @@ fn sriov(lab: &Lab<'_>) -> Result<()> {
     lab.sh(&format!(
         "echo 0 >{PF}/sriov_numvfs && [ $(cat {PF}/sriov_numvfs) = 0 ]"
     ))?;
+    Ok(())
+}
+
+/// Data through a virtual function: the physical one is up in dom0, for its link is theirs.
+fn vf_traffic(lab: &Lab<'_>, guest: &Guest<'_>) -> Result<()> {
+    lab.sh("ip link set $(ls /sys/bus/pci/devices/0000:01:00.0/net) up")?;
+    guest.sh("ip addr add 10.0.2.15/24 dev eth0")?;
+    guest.until(super::LINK_IS_UP, 30)?;
+    let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
+    ensure!(ping.contains("3 packets received"), "{ping}");
+    const SIZE: usize = 1 << 20;
+    let sum = guest.sh_within(
+        &format!(
+            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
+            lab.port
+        ),
+        200,
+    )?;
+    ensure!(
+        sum.starts_with(&files::sum(&files::contents(SIZE))),
+        "1 MiB arrived with sum {sum}"
+    );
+    let interrupts = guest.sh("grep pcifront-msi-x /proc/interrupts")?;
+    let counts: Vec<u64> = interrupts
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .collect();
+    say!("    over the VF: ping, 1 MiB with the right sum; MSI-X counts {counts:?}");
+    ensure!(
+        !counts.is_empty() && counts.iter().sum::<u64>() > 0,
+        "no interrupt: {interrupts}"
+    );
     Ok(())
 }
 
