@@ -528,10 +528,27 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOTTY` when it has no way to be reset.
+    /// `ENOTTY` when it has no way to be reset, `EIO` when none of its ways worked.
     pub fn reset(&self) -> Result {
         // SAFETY: alive; lock held, promised by the caller.
-        to_result(unsafe { bindings::__pci_reset_function_locked(self.0) })
+        match to_result(unsafe { bindings::__pci_reset_function_locked(self.0) }) {
+            // The core's word for both.
+            Err(ENOTTY) if self.has_own_reset() => Err(EIO),
+            result => result,
+        }
+    }
+
+    /// Whether the core knows a way to reset this function alone. A way that resets its bus may be on the
+    /// core's list though others are on that bus: the list is made when nobody else has been found there yet.
+    fn has_own_reset(&self) -> bool {
+        /// The core's numbers of the ways that reset a bus begin here (`pci_reset_fn_methods`).
+        const BUS: u8 = 6;
+        // SAFETY: alive.
+        let ways = unsafe { (*self.0).reset_methods };
+        // The list ends with 0.
+        ways.iter()
+            .take_while(|way| **way != 0)
+            .any(|way| *way < BUS)
     }
 
     /// Resets the function while a guest uses it, and writes its configuration back. Takes the device

@@ -539,7 +539,7 @@ impl Function {
 
     /// Resets it for the administrator (`do_flr`), by the best method there is.
     ///
-    /// First the function's own methods, as sysfs' `reset` tries them. Only when it has none: its
+    /// First the function's own methods, as sysfs' `reset` tries them. Only when none works: its
     /// slot or bus, if every other function there is ours and either free or in the same guest. A
     /// guest that has it keeps its configuration; nobody's gets the state of when it was taken.
     ///
@@ -552,8 +552,12 @@ impl Function {
             return Err(EBUSY);
         }
         let mut result = self.reset_alone();
-        if matches!(result, Err(ENOTTY)) && self.may_reset_bus() {
-            result = self.dev.reset_bus();
+        if matches!(result, Err(ENOTTY | EIO)) && self.may_reset_bus() {
+            // A bus that cannot be reset does not make a method that failed one that is not there.
+            result = match self.dev.reset_bus() {
+                Err(ENOTTY) => result,
+                by_bus => by_bus,
+            };
         }
         self.last_reset.store(errno(result), Ordering::Relaxed);
         if result.is_ok() {
