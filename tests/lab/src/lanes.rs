@@ -33,6 +33,7 @@ const LONG: &[&str] = &[
     "check_79",
     "check_78",
     "every_guest_connects_back_rust",
+    "a_release_is_waited_for",
 ];
 
 /// What the cases are run with.

@@ -5,7 +5,7 @@
 use super::{start_nic, Case, Ends, Lab, DRIVER};
 use crate::{
     files,
-    machine::{Guest, GuestOptions, EDU, NIC, RESET_MOST, SLOW, STANDARD, TESTDEV},
+    machine::{Guest, GuestOptions, EDU, NIC, RESET_FAILS, RESET_MOST, SLOW, STANDARD, TESTDEV},
 };
 use agent::Answer;
 use anyhow::{ensure, Context, Result};
@@ -64,6 +64,12 @@ pub const CASES: &[Case] = &[
         ends: Ends::RustBackend,
         profile: &STANDARD,
         run: wrong_domain,
+    },
+    Case {
+        name: "a_release_is_waited_for_and_one_that_fails_keeps_the_function",
+        ends: Ends::RustBackend,
+        profile: &STANDARD,
+        run: failed_reset,
     },
     Case {
         name: "a_frontend_that_starts_again_without_goodbye_is_taken_back",
@@ -466,6 +472,114 @@ fn wrong_domain(lab: &Lab<'_>) -> Result<()> {
     // There the frontend loads, also without a device, and goes again.
     guest.sh("insmod /modules/rust/xen-pcifront.ko && rmmod xen_pcifront")?;
     guest.destroy()
+}
+
+/// One guest, one function, taken away and given again: while it is being reset, for less than thirty seconds
+/// and for more; after a reset that failed.
+fn failed_reset(lab: &Lab<'_>) -> Result<()> {
+    let [function, ..] = SLOW;
+    lab.load(lab.back, &format!("hide='(00:05.0)({function})'"))?;
+    let guest = lab.guest("keeper", &[NIC, function])?;
+    let back = super::xenbus::backend(lab, &guest)?;
+    super::xenbus::connected(lab, &back)?;
+    let becomes = |text: &str, seconds: u64| {
+        let condition = format!("grep -q '^{function} {text}' {DRIVER}/status");
+        lab.machine.until(&condition, seconds)
+    };
+    // What the toolstack writes for it (which would then also reset the function itself, by do_flr). Gives
+    // the seconds until the backend has answered, what `status` then says, and the device's state.
+    let plug = |before: &str, state: u32| -> Result<(u64, String)> {
+        let text = lab.machine.sh_within(
+            &format!(
+                "now() {{ cut -d. -f1 /proc/uptime; }}
+                 line() {{ grep ^{function} {DRIVER}/status; }}
+                 case $(line) in '{function} {before}'*) ;; *) line; exit 1 ;; esac
+                 begin=$(now)
+                 xenstore-write {back}/state-1 {state} {back}/state 7
+                 until [ $(xenstore-read {back}/state) = 4 ]; do sleep 0.1; done
+                 echo $(($(now) - begin)) $(line | cut -d' ' -f2) state-1=$(xenstore-read {back}/state-1)"
+            ),
+            120,
+        )?;
+        let (seconds, text) = text.trim().split_once(' ').context("no time")?;
+        Ok((seconds.parse()?, text.to_owned()))
+    };
+    let expect = |(seconds, text): (u64, String), what: &str, wanted: &str| {
+        say!("    {what}: {text} after {seconds} s");
+        ensure!(text == wanted, "{what}: {text}, not {wanted}");
+        Ok(seconds)
+    };
+
+    tell_firmware(lab, function, 4)?;
+    plug("assigned", 5)?;
+    expect(
+        plug("releasing", 1)?,
+        "given while it is reset, which takes 10 s",
+        "assigned state-1=3",
+    )?;
+    guest.until("[ $(lspci | wc -l) = 2 ]", 20)?;
+
+    tell_firmware(lab, function, 23)?;
+    plug("assigned", 5)?;
+    // It is the reset that is not over: the wait has its own end.
+    let seconds = expect(
+        plug("releasing", 1)?,
+        "given while it is reset, which takes 48 s",
+        "releasing state-1=6",
+    )?;
+    ensure!(seconds >= 29, "the wait was over after {seconds} s");
+    let log = lab.sh(&format!("dmesg | grep '{function} is '"))?;
+    ensure!(log.contains("still being taken back from domain"), "{log}");
+    becomes("available reset=done", 60)?;
+
+    plug("available", 1)?;
+    tell_firmware(lab, function, RESET_FAILS)?;
+    plug("assigned", 5)?;
+    becomes("quarantined reset=failed", 30)?;
+    let status = lab.sh(&format!("grep ^{function} {DRIVER}/status"))?;
+    say!("    a reset that fails: {}", status.trim());
+    expect(
+        plug("quarantined", 1)?,
+        "given after that",
+        "quarantined state-1=6",
+    )?;
+    let log = lab.sh(&format!("dmesg | grep '{function} is '"))?;
+    ensure!(log.contains("quarantined: the reset failed"), "{log}");
+    ensure!(
+        guest.sh("lspci -n")?.lines().count() == 1,
+        "the guest has it all the same"
+    );
+    // The administrator's reset fails, too; then it does not.
+    let do_flr = format!("printf {function} >{DRIVER}/do_flr");
+    tell_firmware(lab, function, RESET_FAILS)?;
+    let answer = lab.machine.ask(&do_flr, 30)?;
+    ensure!(
+        answer.status != 0,
+        "a reset that failed was said to be done"
+    );
+    becomes("quarantined reset=failed", 1)?;
+    lab.sh(&do_flr)?;
+    becomes("available reset=done", 1)?;
+    expect(
+        plug("available", 1)?,
+        "given after a reset by do_flr",
+        "assigned state-1=3",
+    )?;
+    guest.until("[ $(lspci | wc -l) = 2 ]", 20)?;
+
+    tell_firmware(lab, function, RESET_FAILS)?;
+    plug("assigned", 5)?;
+    becomes("quarantined reset=failed", 30)?;
+    lab.sh(&format!(
+        "printf {function} >{DRIVER}/unbind && printf {function} >{DRIVER}/bind"
+    ))?;
+    becomes("available reset=done", 1)?;
+    expect(
+        plug("available", 1)?,
+        "given after it was bound anew",
+        "assigned state-1=3",
+    )?;
+    guest.destroy_with_many()
 }
 
 fn no_goodbye(lab: &Lab<'_>) -> Result<()> {
