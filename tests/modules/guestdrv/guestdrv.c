@@ -59,6 +59,12 @@ static void look(struct readers *readers)
 	pci_write_config_byte(readers->dev, PCI_CACHE_LINE_SIZE, 0x10);
 }
 
+/* Nobody tells the device to raise one. */
+static irqreturn_t unexpected(int irq, void *dev)
+{
+	return IRQ_HANDLED;
+}
+
 static int read_thread(void *data)
 {
 	struct readers *readers = data;
@@ -176,6 +182,7 @@ static int interrupts(struct pci_dev *dev)
 
 static int probe(struct pci_dev *dev, const struct pci_device_id *id)
 {
+	long bound = 0;
 	int got;
 
 	if (vectors) {
@@ -183,7 +190,10 @@ static int probe(struct pci_dev *dev, const struct pci_device_id *id)
 		if (got)
 			return got;
 		got = pci_alloc_irq_vectors(dev, 1, vectors, PCI_IRQ_MSIX);
-		pci_info(dev, "guestdrv: wanted=%d got=%d\n", vectors, got);
+		while (bound < got && !request_irq(pci_irq_vector(dev, bound), unexpected, 0, "guestdrv", dev))
+			bound++;
+		pci_info(dev, "guestdrv: wanted=%d got=%d bound=%ld\n", vectors, got, bound);
+		pci_set_drvdata(dev, (void *)bound);
 	}
 	if (threads)
 		read_all(dev);
@@ -194,11 +204,15 @@ static int probe(struct pci_dev *dev, const struct pci_device_id *id)
 
 static void leave(struct pci_dev *dev)
 {
+	long bound = (long)pci_get_drvdata(dev);
+
 	if (edu.dev == dev) {
 		free_irq(pci_irq_vector(dev, 0), dev);
 		pci_iounmap(dev, edu.registers);
 		edu.dev = NULL;
 	}
+	while (bound-- > 0)
+		free_irq(pci_irq_vector(dev, bound), dev);
 	if (vectors || msi || raise) {
 		pci_free_irq_vectors(dev);
 		pci_disable_device(dev);
