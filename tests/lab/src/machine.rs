@@ -779,4 +779,19 @@ mod tests {
         assert!(!has_own_vector_in_service("ISR\t 72 \nIRR\t 252 \n"));
         assert!(!has_own_vector_in_service("ISR\t (none)\nIRR\t 72 252 \n"));
     }
+
+    #[test]
+    fn the_firmware_gets_a_term_of_the_right_length_for_each_slow_function() {
+        let table = slow_resets();
+        let (mut at, mut count) = (0, 0);
+        while at < table.len() {
+            assert_eq!(table[at], 0x10);
+            // The low bits, and how many bytes follow.
+            assert_eq!(table[at + 1] >> 6, 1);
+            at += 1 + usize::from(table[at + 1] & 0xf) + (usize::from(table[at + 2]) << 4);
+            count += 1;
+        }
+        assert_eq!((at, count), (table.len(), SLOW.len()));
+        assert_eq!(package(b"\xa2", b"xy"), b"\xa2\x03xy");
+    }
 }
