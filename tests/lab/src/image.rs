@@ -249,7 +249,10 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
         guest.drivers(&guest_kernel_dir, &guest_packages, "xen-pcifront")?;
         guest.misplaced(&guest_packages, "xen-pciback")?;
     }
-    guest.kernel_modules(&guest_kernel_dir, DEVICE_DRIVERS, guest_lack)?;
+    // Of the small kernel both drivers may be modules, for a case to load.
+    let in_tree = |driver| (which == Kernel::InTree).then_some(driver);
+    let drivers = [DEVICE_DRIVERS, in_tree("xen-pcifront").as_slice()].concat();
+    guest.kernel_modules(&guest_kernel_dir, &drivers, guest_lack)?;
     guest.init(GUEST_INIT)?;
     let guest_image = work.join("guest.img");
     guest.pack_plain(&guest_image)?;
@@ -272,7 +275,8 @@ pub fn make(paths: &Paths, which: Kernel) -> Result<Images> {
         domain.pack_plain(&image)?;
         dom0.file(path(&image)?, "guest/driver-domain")?;
     }
-    let drivers = [XEN_DRIVERS, DEVICE_DRIVERS].concat();
+    let back = in_tree("xen-pciback");
+    let drivers = [XEN_DRIVERS, DEVICE_DRIVERS, back.as_slice()].concat();
     let lack = Lack::of(&dom0_packages, which);
     dom0.kernel_modules(&kernel_dir, &drivers, lack)?;
     dom0.file(path(&guest_image)?, "guest/initramfs")?;

@@ -2,10 +2,11 @@
 
 //! A guest and its device: what it sees, what works, and that each one gets it.
 
-use super::{start_nic, Case, Ends, Lab};
+use super::{start_nic, unload_frontend, Case, Ends, Lab, DRIVER};
 use crate::{
     config, files,
-    machine::{GuestOptions, NIC, STANDARD},
+    image::Kernel,
+    machine::{GuestOptions, Profile, NIC, STANDARD},
 };
 use anyhow::{ensure, Context, Result};
 
@@ -64,7 +65,23 @@ pub const CASES: &[Case] = &[
         profile: &STANDARD,
         run: |lab| pairing(lab, "rust", "rust"),
     },
+    Case {
+        name: "drivers_of_a_kernel_tree_lend_a_nic",
+        ends: Ends::Own,
+        profile: &IN_TREE,
+        run: in_tree,
+    },
 ];
+
+/// A kernel with both drivers in its tree, each a module or built in, and a NIC that a driver of dom0 has
+/// first.
+const IN_TREE: Profile = Profile {
+    name: "in-tree",
+    kernel: Kernel::InTree,
+    devices: &["-netdev user,id=net9 -device rtl8139,netdev=net9,addr=9.0,romfile="],
+    disks: &[],
+    dom0: "",
+};
 
 fn nic(lab: &Lab<'_>) -> Result<()> {
     lab.load_with_nic()?;
@@ -209,4 +226,73 @@ fn pairing(lab: &Lab<'_>, back: &str, front: &str) -> Result<()> {
     let guest = lab.guest_of(front, "pair", &[NIC])?;
     start_nic(&guest)?;
     guest.destroy()
+}
+
+/// `make test-full` looks in what is printed whether the drivers were as it wants them.
+fn in_tree(lab: &Lab<'_>) -> Result<()> {
+    const NIC: &str = "0000:00:09.0";
+    let driver = || {
+        lab.sh(&format!(
+            "basename $(readlink /sys/bus/pci/devices/{NIC}/driver)"
+        ))
+    };
+    ensure!(driver()?.trim() == "8139cp", "dom0's driver: {}", driver()?);
+    lab.sh(&format!("[ -d {DRIVER} ] || modprobe xen-pciback"))?;
+    lab.machine.xl("pci-assignable-add 00:09.0")?;
+    ensure!(driver()?.trim() == "pciback", "driver: {}", driver()?);
+    // This kernel gives a guest with PCI functions what it needs for DMA.
+    let options = GuestOptions {
+        front: "none",
+        devices: &["00:09.0"],
+        arguments: "",
+        ..GuestOptions::default()
+    };
+    let guest = lab.machine.guest("tree", &options)?;
+    guest.sh("[ -d /sys/bus/xen/drivers/pcifront ] || modprobe xen-pcifront")?;
+    guest.until("[ -e /sys/class/net/eth0 ]", 30)?;
+    guest.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
+    guest.until(super::LINK_IS_UP, 30)?;
+    const SIZE: usize = 1 << 20;
+    let sum = guest.sh_within(
+        &format!(
+            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
+            lab.port
+        ),
+        200,
+    )?;
+    ensure!(
+        sum.starts_with(&files::sum(&files::contents(SIZE))),
+        "1 MiB arrived with sum {sum}"
+    );
+    let kind = |is_module: bool| if is_module { "a module" } else { "built in" };
+    let back = lab
+        .machine
+        .ask("grep -q ^xen_pciback /proc/modules", 20)?
+        .status
+        == 0;
+    let front = guest.ask("grep -q ^xen_pcifront /proc/modules", 20)?.status == 0;
+    if front {
+        let answer = unload_frontend(&guest)?;
+        ensure!(answer.status == 0, "rmmod: {}", answer.output.trim());
+        guest.sh("! test -e /sys/class/net/eth0 && modprobe xen-pcifront")?;
+        guest.until("[ -e /sys/class/net/eth0 ]", 30)?;
+    }
+    guest.destroy()?;
+    lab.machine
+        .until(&format!("grep -q '^{NIC} available' {DRIVER}/status"), 20)?;
+    lab.machine.xl("pci-assignable-remove -r 00:09.0")?;
+    ensure!(
+        driver()?.trim() == "8139cp",
+        "it came back to {}",
+        driver()?
+    );
+    if back {
+        lab.sh(&format!("rmmod xen_pciback && ! test -e {DRIVER}"))?;
+    }
+    say!(
+        "    backend {}, frontend {}: 1 MiB with the right sum",
+        kind(back),
+        kind(front)
+    );
+    Ok(())
 }

@@ -84,6 +84,8 @@ const ONLY_FULL: &[&str] = &[
     "a_restored_guest",
     // A minute for a card that is put in and pulled out.
     "a_card_that_is_put_in",
+    // A kernel of its own for each way.
+    "drivers_of_a_kernel_tree",
     // Minutes of load.
     "check_90",
     "nvme_reads_back",
