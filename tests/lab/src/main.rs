@@ -442,6 +442,7 @@ fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use machine::SMP;
 
     fn names(words: &[&str], smoke: bool) -> Vec<(&'static str, &'static str)> {
         let words = words.iter().map(|&w| w.to_owned()).collect();
@@ -455,9 +456,14 @@ mod tests {
     }
 
     #[test]
-    fn the_smoke_is_in_one_kind_of_machine_and_has_all_pairs() {
+    fn the_smoke_has_a_dom0_with_one_and_with_two_cpus_and_all_pairs() {
         let smoke = names(&[], true);
-        assert!(smoke.iter().all(|(_, machine)| *machine == STANDARD.name));
+        for (name, machine) in &smoke {
+            assert!([STANDARD.name, SMP.name].contains(machine), "{name}");
+        }
+        for machine in [STANDARD.name, SMP.name] {
+            assert!(smoke.iter().any(|(_, m)| *m == machine), "{machine}");
+        }
         let count = |part: &str| smoke.iter().filter(|(n, _)| n.contains(part)).count();
         for part in cases::SMOKE {
             assert_eq!(

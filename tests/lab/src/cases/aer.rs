@@ -4,32 +4,32 @@
 //! backend, that asks the guest.
 
 use super::{ring::Bad, start_nic, Case, Ends, Lab, DRIVER};
-use crate::machine::{EDU, STANDARD};
+use crate::machine::{EDU, SMP};
 use anyhow::{bail, ensure, Context, Result};
 
 pub const CASES: &[Case] = &[
     Case {
         name: "check_78_errors_reach_the_guests_driver_and_it_recovers",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: recovers,
     },
     Case {
         name: "check_81_a_guest_without_a_driver_is_marked_in_the_store",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: no_driver,
     },
     Case {
         name: "check_79_80_a_guest_that_answers_badly_or_not_at_all_costs_one_wait",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: bad_answers,
     },
     Case {
         name: "check_82_a_guest_that_closes_or_dies_while_it_is_asked_ends_the_wait",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: leaves,
     },
 ];

@@ -81,6 +81,7 @@ const IN_TREE: Profile = Profile {
     devices: &["-netdev user,id=net9 -device rtl8139,netdev=net9,addr=9.0,romfile="],
     disks: &[],
     dom0: "",
+    vcpus: 1,
 };
 
 fn nic(lab: &Lab<'_>) -> Result<()> {

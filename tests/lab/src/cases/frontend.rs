@@ -6,7 +6,7 @@
 //! functions that do not exist, so they run with our frontend only.
 
 use super::{start_nic, unload_frontend, Case, Ends, Lab};
-use crate::machine::{Guest, GuestOptions, NIC, STANDARD};
+use crate::machine::{Guest, GuestOptions, NIC, SMP, STANDARD};
 use anyhow::{bail, ensure, Context, Result};
 use std::time::Instant;
 
@@ -56,7 +56,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "hot_plug_and_unplug_leave_a_busy_nic_alone",
         ends: Ends::RustFrontend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: hot_plug,
     },
     Case {

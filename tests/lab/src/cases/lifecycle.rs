@@ -5,7 +5,7 @@
 use super::{start_nic, Case, Ends, Lab, DRIVER};
 use crate::{
     files,
-    machine::{Guest, GuestOptions, EDU, NIC, RESET_FAILS, RESET_MOST, SLOW, STANDARD, TESTDEV},
+    machine::{Guest, GuestOptions, EDU, NIC, RESET_FAILS, RESET_MOST, SLOW, SMP, TESTDEV},
 };
 use agent::Answer;
 use anyhow::{ensure, Context, Result};
@@ -14,79 +14,79 @@ pub const CASES: &[Case] = &[
     Case {
         name: "check_66_permissive_lets_a_guest_write_and_ends_with_the_assignment",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: permissive,
     },
     Case {
         name: "check_42_guest_destroyed_during_traffic_next_guest_gets_the_nic",
         ends: Ends::Any,
-        profile: &STANDARD,
+        profile: &SMP,
         run: destroyed,
     },
     Case {
         name: "check_23_rmmod_is_refused_while_a_guest_has_a_device",
         ends: Ends::Any,
-        profile: &STANDARD,
+        profile: &SMP,
         run: rmmod,
     },
     Case {
         name: "check_19_20_30_bind_and_unbind_leave_a_function_as_it_was",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: bind_unbind,
     },
     Case {
         name: "check_21_unbind_while_assigned_leaves_guest_and_dom0_alive",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: unbind_assigned,
     },
     Case {
         name: "check_22_25_bind_and_unbind_cycles_leave_nothing_behind",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: cycles,
     },
     Case {
         name: "check_26_virtual_functions_follow_their_physical_one",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: sriov,
     },
     Case {
         name: "check_28_a_function_without_reset_is_handed_on_or_kept_by_policy",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: no_reset,
     },
     Case {
         name: "check_07_neither_driver_loads_in_the_wrong_kind_of_domain",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: wrong_domain,
     },
     Case {
         name: "a_release_is_waited_for_and_one_that_fails_keeps_the_function",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: failed_reset,
     },
     Case {
         name: "a_frontend_that_starts_again_without_goodbye_is_taken_back",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: no_goodbye,
     },
     Case {
         name: "slow_resets_do_not_hold_up_another_guest",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: slow_resets,
     },
     Case {
         name: "a_card_that_is_put_in_is_lent_and_pulled_out_under_its_guest",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: card_pulled,
     },
 ];

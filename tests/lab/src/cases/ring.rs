@@ -8,7 +8,7 @@
 //! counters of the event channel, the lines in dom0's log. They share guests, as each costs its start.
 
 use super::{Case, Ends, Lab};
-use crate::machine::{Guest, GuestOptions, STANDARD};
+use crate::machine::{Guest, GuestOptions, SMP};
 use anyhow::{ensure, Context, Result};
 use std::time::Instant;
 
@@ -16,13 +16,13 @@ pub const CASES: &[Case] = &[
     Case {
         name: "check_39_40_47_48_50_72_73_74_75_76_bad_requests_and_keys_are_refused_and_touch_nothing",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: requests,
     },
     Case {
         name: "check_41_49_51_52_53_storms_and_races_leave_dom0_and_other_guests_alone",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: storms,
     },
 ];

@@ -3,86 +3,86 @@
 //! Module parameters and the files in sysfs.
 
 use super::{Case, Ends, Lab, DRIVER};
-use crate::machine::{EDU, NIC, STANDARD, TESTDEV};
+use crate::machine::{EDU, NIC, SMP, TESTDEV};
 use anyhow::{bail, ensure, Result};
 
 pub const CASES: &[Case] = &[
     Case {
         name: "check_08_10_slots_follow_new_slot_and_remove_slot",
         ends: Ends::Any,
-        profile: &STANDARD,
+        profile: &SMP,
         run: slots,
     },
     Case {
         name: "check_04_bad_hide_item_is_named_and_the_others_are_honoured",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: bad_hide,
     },
     Case {
         name: "module_built_for_another_kernel_is_refused_in_one_line",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: other_kernel,
     },
     Case {
         name: "check_20_assignable_add_list_remove_gives_the_nic_back_to_dom0",
         ends: Ends::Any,
-        profile: &STANDARD,
+        profile: &SMP,
         run: assignable,
     },
     Case {
         name: "check_01_05_12_parameters_files_and_modes",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: files,
     },
     Case {
         name: "check_02_wildcards_give_all_ids_and_no_list_is_cut",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: wildcards,
     },
     Case {
         name: "check_06_a_listed_bridge_means_all_below_it",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: bridge,
     },
     Case {
         name: "check_09_14_17_what_is_written_wrongly_gets_its_error_and_a_line",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: garbage,
     },
     Case {
         name: "check_11_driver_override_binds_and_its_slot_ends_with_the_binding",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: driver_override,
     },
     Case {
         name: "check_13_15_grants_are_listed_once_and_can_be_taken_back",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: grants,
     },
     Case {
         name: "hide_names_the_driver_that_has_a_function_and_hide_force_takes_it",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: hide_force,
     },
     Case {
         name: "neighbours_in_a_page_or_on_a_line_are_warned_of",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: neighbours,
     },
     Case {
         name: "do_flr_resets_by_the_best_method_and_says_what_came_of_it",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: do_flr,
     },
 ];

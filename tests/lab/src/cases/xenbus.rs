@@ -3,50 +3,50 @@
 //! The handshake, hot-plug, several devices (section D).
 
 use super::{ring::Bad, Case, Ends, Lab, DRIVER, TRACE};
-use crate::machine::{Guest, GuestOptions, EDU, MANY, NIC, STANDARD, TESTDEV};
+use crate::machine::{Guest, GuestOptions, EDU, MANY, NIC, SMP, TESTDEV};
 use anyhow::{bail, ensure, Context, Result};
 
 pub const CASES: &[Case] = &[
     Case {
         name: "check_32_33_34_35_36_keys_and_states_over_plug_and_unplug",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: plug,
     },
     Case {
         name: "check_33_34_devices_come_before_and_after_the_connection_and_the_states_walk",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: walk,
     },
     Case {
         name: "keys_that_a_toolstack_leaves_take_no_other_device",
         ends: Ends::Own,
-        profile: &STANDARD,
+        profile: &SMP,
         run: keys_left,
     },
     Case {
         name: "check_37_one_bad_device_fails_alone",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: one_bad,
     },
     Case {
         name: "check_38_a_list_that_does_not_parse_is_an_error_in_the_store",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: bad_list,
     },
     Case {
         name: "check_45_passthrough_publishes_host_addresses_and_roots",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: passthrough,
     },
     Case {
         name: "a_node_without_a_frontend_is_assigned_reset_and_given_back",
         ends: Ends::RustBackend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: no_frontend,
     },
     Case {
