@@ -39,7 +39,7 @@ help:
 	@echo '  DESTDIR=DIR       install, uninstall: below another root'
 	@echo '  BACK=c FRONT=c    lab: the stock driver at that end (default: rust)'
 	@echo '  JOBS=N            lab: machines at once (default: one for each CPU, four at most)'
-	@echo '  VCPUS=2           lab: as many virtual CPUs for dom0 (with JOBS=1, so that it has both of the host)'
+	@echo '  VCPUS=N           lab: 1 or 2 virtual CPUs for every dom0 (default: each kind of machine has its own)'
 	@echo '  ARGS=...          demo, lab, shell: arguments for the runner, such as names of cases'
 
 setup:
@@ -77,7 +77,7 @@ soak:
 test:
 	@scripts/test check pure kernels lab
 test-full:
-	@scripts/test --go-on check pure kernels-all lab-full smoke peers intree-modules stock-seeds
+	@scripts/test --go-on check pure kernels-all lab-full lab-one-cpu smoke peers intree-modules stock-seeds
 clean:
 	rm -rf build
 distclean: clean

@@ -20,7 +20,7 @@ use cases::{Case, Counts, Ends, Lab};
 use clap::{Parser, Subcommand};
 use image::{Images, Kernel, Packages, Paths};
 use lanes::Plan;
-use machine::{GuestOptions, Machine, Options, Profile, STANDARD};
+use machine::{GuestOptions, Machine, Options, Profile, SMP, STANDARD};
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -74,6 +74,9 @@ struct Choice {
     /// All cases, with as many repetitions as the issues ask for.
     #[arg(long)]
     full: bool,
+    /// The cases whose dom0 has two CPUs, and no others.
+    #[arg(long)]
+    smp: bool,
     /// The few cases that show whether a kernel and its drivers work at all, beside those that are
     /// named.
     #[arg(long)]
@@ -256,7 +259,7 @@ fn images(paths: &Paths, kernel: Kernel) -> Result<Images> {
 impl Choice {
     /// Whether it is what `make test` runs.
     fn is_everything(&self) -> bool {
-        self.words.is_empty() && !self.full && !self.smoke
+        self.words.is_empty() && !self.full && !self.smoke && !self.smp
     }
 
     /// The cases whose names contain one of the words; without words all.
@@ -267,7 +270,8 @@ impl Choice {
         }
         let chosen = cases::all().filter(|case| {
             let named = words.iter().any(|w| case.name.contains(w));
-            named || words.is_empty() && (self.full || !case.is_only_full())
+            let all = words.is_empty() && (self.full || !case.is_only_full());
+            (named || all) && (!self.smp || case.profile.name == SMP.name)
         });
         chosen.collect()
     }
@@ -442,13 +446,13 @@ fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use machine::SMP;
 
     fn names(words: &[&str], smoke: bool) -> Vec<(&'static str, &'static str)> {
         let words = words.iter().map(|&w| w.to_owned()).collect();
         let choice = Choice {
             words,
             full: false,
+            smp: false,
             smoke,
         };
         let cases = choice.cases().into_iter();
