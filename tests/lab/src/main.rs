@@ -208,7 +208,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let full = choice.full;
             let counts = Counts {
                 connects: connects.unwrap_or(if full { 100 } else { 10 }),
-                cycles: cycles.unwrap_or(if full { 10_000 } else { 100 }),
+                cycles: cycles.unwrap_or(if full { 10_000 } else { 140 }),
                 reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
             };
