@@ -235,6 +235,20 @@ fn bind_unbind(lab: &Lab<'_>) -> Result<()> {
         lab.sh(&format!("cat {DRIVER}/quirks"))?.is_empty(),
         "quirks is not empty"
     );
+    // Each binding resets the function, by whatever way it has: its firmware's here.
+    let slow = SLOW[0];
+    for (firmware, reset) in [(RESET_FAILS, "failed"), (0, "done")] {
+        tell_firmware(lab, slow, firmware)?;
+        lab.sh(&format!(
+            "{{ grep -q {slow} {DRIVER}/slots || printf {slow} >{DRIVER}/new_slot; }} && printf {slow} >{DRIVER}/bind"
+        ))?;
+        let status = lab.sh(&format!("grep ^{slow} {DRIVER}/status"))?;
+        ensure!(
+            status.contains(&format!("available reset={reset}")),
+            "{status}"
+        );
+        lab.sh(&format!("printf {slow} >{DRIVER}/unbind"))?;
+    }
     // The disk's own driver finds it in order.
     lab.sh("modprobe nvme")?;
     lab.machine.until(
@@ -381,6 +395,16 @@ fn sriov(lab: &Lab<'_>) -> Result<()> {
     ensure!(ids.contains("8086:10ca"), "{ids}");
     guest.sh("modprobe igbvf && test -e /sys/class/net/eth0 && ip link set eth0 up && grep -q pcifront-msi-x /proc/interrupts")?;
     vf_traffic(lab, &guest)?;
+
+    // The core knows that a guest has one: its driver keeps all.
+    let answer = lab.machine.ask(&format!("echo 0 >{PF}/sriov_numvfs"), 30)?;
+    ensure!(
+        answer.status != 0,
+        "the virtual functions may be taken away"
+    );
+    lab.sh(&format!(
+        "[ $(cat {PF}/sriov_numvfs) = 2 ] && dmesg | grep -q 'while they are assigned'"
+    ))?;
 
     // The physical function's driver goes: the free one is let go, the other stays with its guest.
     lab.sh(&format!("echo 0000:01:00.0 >{PF}/driver/unbind"))?;
