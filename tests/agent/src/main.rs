@@ -58,6 +58,7 @@ fn measure(what: &[&str]) -> std::io::Result<()> {
         ["devices", count, command] => measure::devices(number(count), command),
         ["bind", driver, ref functions @ ..] => measure::bind(driver, functions),
         ["hypercalls", file] => measure::hypercalls(file),
+        ["waits", count, file] => measure::waits(number(count), file),
         ["reconfigure", backend, frontend] => measure::reconfigure(backend, frontend),
         _ => usage(),
     }
@@ -67,7 +68,7 @@ fn usage() -> ! {
     eprintln!(
         "agent serve TTY | ask TTY SECONDS COMMAND | read THREADS READS FILE VALUE | measure ...
 measure read|write FILE OFFSET SIZE COUNT | command COUNT COMMAND | devices COUNT COMMAND |
-    bind DRIVER FUNCTION... | reconfigure BACKEND FRONTEND | hypercalls FILE"
+    bind DRIVER FUNCTION... | waits COUNT FILE | reconfigure BACKEND FRONTEND | hypercalls FILE"
     );
     exit(2);
 }
@@ -185,10 +186,12 @@ fn read(threads: u64, reads: u64, file: &str, value: u32) {
     let worst = Arc::new(AtomicU64::new(0));
     let wrong = Arc::new(AtomicU64::new(0));
     let long = Arc::new(AtomicU64::new(0));
+    let all = Arc::new(AtomicU64::new(0));
     let start = Instant::now();
     let workers: Vec<_> = (0..threads)
         .map(|_| {
             let (worst, wrong, long) = (worst.clone(), wrong.clone(), long.clone());
+            let all = all.clone();
             let file = file.to_owned();
             std::thread::spawn(move || {
                 let file = File::open(file).expect("configuration space");
@@ -198,6 +201,7 @@ fn read(threads: u64, reads: u64, file: &str, value: u32) {
                     let result = file.read_exact_at(&mut bytes, 0);
                     let took = begin.elapsed();
                     worst.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+                    all.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
                     if took > Duration::from_millis(100) {
                         long.fetch_add(1, Ordering::Relaxed);
                     }
@@ -211,12 +215,13 @@ fn read(threads: u64, reads: u64, file: &str, value: u32) {
     for worker in workers {
         worker.join().expect("thread");
     }
+    let count = reads / threads * threads;
     println!(
-        "reads={} wrong={} over_100_ms={} worst_us={} seconds={:.1}",
-        reads / threads * threads,
+        "reads={count} wrong={} over_100_ms={} worst_us={} mean_us={} seconds={:.1}",
         wrong.load(Ordering::Relaxed),
         long.load(Ordering::Relaxed),
         worst.load(Ordering::Relaxed),
+        all.load(Ordering::Relaxed) / count.max(1),
         start.elapsed().as_secs_f64()
     );
 }

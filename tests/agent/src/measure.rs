@@ -109,6 +109,34 @@ pub fn bind(driver: &str, functions: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// In dom0: how long its own programs wait, `count` times, as medians in us: a program that reads the store, a
+/// read of a file of a driver, and how much later than asked for a sleeper runs again.
+pub fn waits(count: usize, file: &str) -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(5);
+    let mut samples = [const { Vec::new() }; 3];
+    for _ in 0..count {
+        let begin = Instant::now();
+        let status = Command::new("xenstore-read")
+            .arg("/lab")
+            .stdout(Stdio::null())
+            .status()?;
+        samples[0].push(begin.elapsed());
+        ended_well("xenstore-read", status)?;
+        let begin = Instant::now();
+        read_to_string(file)?;
+        samples[1].push(begin.elapsed());
+        let begin = Instant::now();
+        sleep(PAUSE);
+        samples[2].push(begin.elapsed().saturating_sub(PAUSE));
+    }
+    let [store, file, wake] = samples.map(|mut samples| {
+        samples.sort_unstable();
+        samples[count / 2].as_micros()
+    });
+    println!("store_us={store} file_us={file} wake_us={wake} count={count}");
+    Ok(())
+}
+
 /// In dom0: tells a backend that its list of devices has changed, and waits until the frontend, which
 /// confirms that and then is connected again, is so. The store tells each change, nobody polls.
 pub fn reconfigure(backend: &str, frontend: &str) -> Result<()> {

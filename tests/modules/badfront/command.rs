@@ -15,12 +15,15 @@
 //! remove KEY               removes it
 //! backend KEY              reads a key of the backend's directory
 //! wait MS N                until the backend's state is N
-//! flap MS N,N,...          writes these states, one after the other, as fast as it can; times=N
+//! flap MS KEY N,N,...      writes these numbers to a key of our directory, one after the other, as fast as
+//!                          it can; times=N
 //! op OP                    a request; err=N value=N entries=N other=N, see `op`
 //! post OP                  a request without waiting for its answer
 //! flood MS OP              a request as soon as the one before is answered; answered=N other_err=N
-//! flip MS [OFFSET A B]...  writes A and B in turn to these words of the page; times=N
-//! events N                 N events without a request
+//! flip MS [OFFSET N,...].. writes the first number to each of these words of the page, then the second to
+//!                          each, and so on, over and over; times=N
+//! events MS                events without a request, as fast as it can; times=N
+//! stop                     ends flap, flood, flip and events, wherever they run
 //! flag set|clear BIT       changes one bit of the flags
 //! peek OFFSET              value=N of a word of the page
 //! poke OFFSET VALUE        writes a word of the page
@@ -78,6 +81,15 @@ impl<'a> Words<'a> {
 
     fn number(&mut self) -> Result<u32> {
         number(self.text()?)
+    }
+
+    /// Numbers with commas between.
+    fn numbers(&mut self) -> Result<KVec<u32>> {
+        let mut all = KVec::new();
+        for text in self.text()?.split(',') {
+            all.push(number(text)?, GFP_KERNEL)?;
+        }
+        Ok(all)
     }
 
     fn end(&mut self) -> Result {
@@ -181,7 +193,7 @@ fn run_one(peer: &Peer, text: &str, out: &mut Text) -> Result {
             ))?;
         }
         "wait" => return wait(peer, words.number()?, words.number()?, out),
-        "flap" => return flap(peer, words.number()?, words.text()?, out),
+        "flap" => return flap(peer, words.number()?, &mut words, out),
         "op" => return op(peer, &mut words, out),
         "post" => {
             let (op, entries) = words.op()?;
@@ -189,12 +201,8 @@ fn run_one(peer: &Peer, text: &str, out: &mut Text) -> Result {
         }
         "flood" => return flood(peer, words.number()?, &mut words, out),
         "flip" => return flip(peer, words.number()?, &mut words, out),
-        "events" => {
-            let link = peer.link()?;
-            for _ in 0..words.number()? {
-                link.notify();
-            }
-        }
+        "events" => return events(peer, words.number()?, out),
+        "stop" => peer.stop(),
         "flag" => {
             let link = peer.link()?;
             let set = words.text()?;
@@ -244,14 +252,52 @@ fn wait(peer: &Peer, ms: u32, wanted: u32, out: &mut Text) -> Result {
     }
 }
 
-fn flap(peer: &Peer, ms: u32, states: &str, out: &mut Text) -> Result {
-    let start = clock::now();
+/// The time that a command has, until it is told to stop.
+struct Turn<'a> {
+    peer: &'a Peer,
+    start: i64,
+    ms: u32,
+    stops: u32,
+}
+
+impl<'a> Turn<'a> {
+    fn new(peer: &'a Peer, ms: u32) -> Self {
+        Self {
+            peer,
+            start: clock::now(),
+            ms,
+            stops: peer.stops(),
+        }
+    }
+
+    fn goes_on(&self) -> bool {
+        self.peer.stops() == self.stops && self.peer.goes_on(self.start, self.ms)
+    }
+}
+
+fn flap(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
+    let key = CString::try_from_fmt(fmt!("{}", words.text()?))?;
+    let states = words.numbers()?;
+    let turn = Turn::new(peer, ms);
     let mut times = 0u32;
-    while peer.goes_on(start, ms) {
-        for state in states.split(',') {
-            write_state(peer, number(state)?)?;
+    while turn.goes_on() {
+        for state in &states {
+            store::NOW.write(peer.dev.directory(), &key, fmt!("{state}"))?;
             times = times.wrapping_add(1);
         }
+    }
+    out.say(fmt!("times={times}"))
+}
+
+fn events(peer: &Peer, ms: u32, out: &mut Text) -> Result {
+    let link = peer.link()?;
+    let turn = Turn::new(peer, ms);
+    let mut times = 0u32;
+    while turn.goes_on() {
+        for _ in 0..64 {
+            link.notify();
+        }
+        times = times.wrapping_add(64);
     }
     out.say(fmt!("times={times}"))
 }
@@ -307,10 +353,10 @@ fn pattern(at: usize) -> u32 {
 fn flood(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
     let (op, entries) = words.op()?;
     let link = peer.link()?;
-    let start = clock::now();
+    let turn = Turn::new(peer, ms);
     let (mut answered, mut other) = (0u32, 0u32);
     let mut first = None;
-    while peer.goes_on(start, ms) {
+    while turn.goes_on() {
         link.post(&op, &entries);
         // An end that stops answering ends the flood, it is no error of the command.
         if !peer.answered(&link, 15_000) {
@@ -338,20 +384,23 @@ fn flip(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
     while let Ok(text) = words.text() {
         // CAST: 32 bits fit.
         let offset = number(text)? as usize;
-        all.push((offset, words.number()?, words.number()?), GFP_KERNEL)?;
+        all.push((offset, words.numbers()?), GFP_KERNEL)?;
     }
-    let start = clock::now();
+    let rounds = all.iter().map(|(_, values)| values.len()).max();
+    let rounds = rounds.ok_or(EINVAL)?;
+    let turn = Turn::new(peer, ms);
     let mut times = 0u32;
-    while peer.goes_on(start, ms) {
-        for _ in 0..256 {
-            for (offset, a, _) in &all {
-                link.page().write(*offset, *a);
-            }
-            for (offset, _, b) in &all {
-                link.page().write(*offset, *b);
+    while turn.goes_on() {
+        for _ in 0..64 {
+            for round in 0..rounds {
+                for (offset, values) in &all {
+                    if let Some(value) = values.get(round) {
+                        link.page().write(*offset, *value);
+                    }
+                }
             }
         }
-        times = times.wrapping_add(256);
+        times = times.wrapping_add(64);
     }
     out.say(fmt!("times={times}"))
 }

@@ -12,7 +12,7 @@
 //! Initialising and stays so: a stored Initialising that differs from the copy would be taken for a device
 //! that was reset, and the driver unbound.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::{
     new_mutex,
     prelude::*,
@@ -99,6 +99,8 @@ pub(crate) struct Peer {
     pub(crate) dev: DeviceRef,
     /// Commands that run for a while stop.
     gone: AtomicBool,
+    /// How often running commands were told to stop.
+    stops: AtomicU32,
     clock: PollClock,
     #[pin]
     link: Mutex<Option<Arc<Link>>>,
@@ -115,6 +117,7 @@ impl xenbus::Driver for Peer {
             pin_init!(Self {
                 dev: DeviceRef::from(dev),
                 gone: AtomicBool::new(false),
+                stops: AtomicU32::new(0),
                 clock: PollClock::new(),
                 link <- new_mutex!(None),
                 turn <- new_irq_lock!((), "badfront_turn"),
@@ -146,6 +149,16 @@ impl Peer {
     pub(crate) fn goes_on(&self, start: i64, ms: u32) -> bool {
         !self.gone.load(Ordering::Acquire)
             && clock::now().saturating_sub(start) < i64::from(ms).saturating_mul(1_000_000)
+    }
+
+    /// Tells the commands that run for a while to stop.
+    pub(crate) fn stop(&self) {
+        self.stops.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often they were told so.
+    pub(crate) fn stops(&self) -> u32 {
+        self.stops.load(Ordering::Acquire)
     }
 
     /// The present link.
