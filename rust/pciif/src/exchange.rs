@@ -16,11 +16,13 @@
 //!
 //! # Bounds
 //!
-//! * A request waits [`PATIENCE`] at most. Each request that was given up divides that by four, and each
-//!   answer that took more than [`SLOW`] halves it, down to [`LEAST_PATIENCE`]. [`QUICK_RUN`] answers
-//!   within [`LEAST_PATIENCE`] double it again. So however late a backend answers, and whenever, `n`
-//!   requests cost a guest 10 s and `n` times [`SLOW`] at most: 10 s are what it takes to lose all
-//!   patience, and the answers that restore a part of it are quicker than [`SLOW`] by as much.
+//! * A request waits [`PATIENCE`] at most. A request that was given up, and an answer that took more
+//!   than [`SLOW`], each halve that, down to a quarter; [`QUICK_RUN`] answers within [`LEAST_PATIENCE`]
+//!   double it again. So however late a backend answers, and whenever, `n` requests cost a guest 10 s
+//!   and `n` times [`SLOW`] at most. It goes no lower than that for a backend that answers: on a
+//!   busy host honest backends have been seen to take 750 ms, and their devices must not go away.
+//! * Requests in a row that are given up divide what is left by four each, down to [`LEAST_PATIENCE`]; an
+//!   answer ends that.
 //! * While a request is overdue the others fail at once.
 //! * At most [`MOST_LINES`] lines about all this in the life of one link.
 
@@ -29,13 +31,12 @@
 pub const PATIENCE: i64 = 5_000_000_000;
 /// The shortest patience, in ns.
 pub const LEAST_PATIENCE: i64 = 50_000_000;
-/// An answer that took longer counts against the backend, in ns. A function level reset takes 100 ms, and a
-/// busy host has been seen to take 400 ms for an answer now and then.
-pub const SLOW: i64 = 500_000_000;
+/// An answer that took longer counts against the backend, in ns: a quarter of [`PATIENCE`].
+pub const SLOW: i64 = PATIENCE >> MOST_HALVINGS;
 /// How many quick answers without a slow or missing one between them double the patience.
 pub const QUICK_RUN: u8 = 32;
-/// How often the patience is halved at most: [`PATIENCE`] is below [`LEAST_PATIENCE`] then.
-const MOST_HALVINGS: u32 = 7;
+/// How often the patience is halved at most.
+const MOST_HALVINGS: u32 = 2;
 /// How many lines one link may write into the log.
 pub const MOST_LINES: u8 = 8;
 
@@ -70,6 +71,8 @@ pub struct Exchange {
     overdue: bool,
     /// How often the patience was halved and not doubled again.
     halvings: u32,
+    /// Requests given up in a row.
+    misses: u32,
     /// Quick answers since the last change of that.
     quick: u8,
     /// The trouble was told, and its end was not.
@@ -84,6 +87,7 @@ impl Exchange {
             gone: false,
             overdue: false,
             halvings: 0,
+            misses: 0,
             quick: 0,
             told: false,
             lines: 0,
@@ -128,8 +132,9 @@ impl Exchange {
     /// was seen clear), or given up. Gives what to tell.
     pub fn finish(&mut self, answered: bool, waited: i64) -> Option<Note> {
         if answered {
+            self.misses = 0;
             if waited > SLOW {
-                self.halve(1);
+                self.halve();
             } else if waited <= LEAST_PATIENCE && self.halvings > 0 {
                 self.quick += 1;
                 if self.quick == QUICK_RUN {
@@ -144,17 +149,23 @@ impl Exchange {
             return self.line(Note::AnswersAgain);
         }
         self.overdue = true;
-        self.halve(2);
+        self.misses = self.misses.saturating_add(1);
+        self.halve();
         self.trouble(Note::GivenUp { waited })
     }
 
     /// The longest wait for the next answer, in ns.
     pub fn patience(&self) -> i64 {
-        (PATIENCE >> self.halvings).max(LEAST_PATIENCE)
+        // The first of several requests given up has been counted as a halving.
+        let in_a_row = self.misses.saturating_sub(1).saturating_mul(2);
+        (PATIENCE >> self.halvings)
+            .checked_shr(in_a_row)
+            .unwrap_or(0)
+            .max(LEAST_PATIENCE)
     }
 
-    fn halve(&mut self, times: u32) {
-        self.halvings = self.halvings.saturating_add(times).min(MOST_HALVINGS);
+    fn halve(&mut self) {
+        self.halvings = (self.halvings + 1).min(MOST_HALVINGS);
         self.quick = 0;
     }
 
@@ -202,7 +213,7 @@ mod tests {
         assert!(link.begin(false).is_ok());
         assert_eq!(link.finish(true, 1), Some(Note::AnswersAgain));
         assert!(link.is_up());
-        assert_eq!(link.begin(false), Ok(PATIENCE / 4));
+        assert_eq!(link.begin(false), Ok(PATIENCE / 2));
     }
 
     #[test]
@@ -230,13 +241,16 @@ mod tests {
             link.finish(false, patience);
         }
         assert_eq!(last, LEAST_PATIENCE);
-        assert!(spent < 7_000_000_000, "{spent}");
-        let mut answers = 0;
+        assert!(spent < 9_000_000_000, "{spent}");
+        // One answer, and the backend is taken for a slow one.
+        link.finish(true, 0);
+        assert_eq!(link.patience(), SLOW);
+        let mut answers = 1;
         while link.patience() < PATIENCE {
             link.finish(true, LEAST_PATIENCE);
             answers += 1;
         }
-        assert_eq!(answers, 7 * 32);
+        assert_eq!(answers, 2 * 32);
         // Neither quick nor slow: a reset.
         link.finish(true, SLOW);
         assert_eq!(link.patience(), PATIENCE);
@@ -273,13 +287,26 @@ mod tests {
         cost
     }
 
+    /// What an honest backend on a busy host was seen to do.
+    #[test]
+    fn an_answer_below_a_second_is_always_waited_for() {
+        let mut link = Exchange::new();
+        for _ in 0..1000 {
+            for takes in [750_000_000, 320_000_000, 1_000_000] {
+                assert!(link.begin(false).unwrap() > takes);
+                link.finish(true, takes);
+            }
+        }
+        assert_eq!(link.patience(), PATIENCE);
+    }
+
     /// S18: answers just before the deadline, every time or now and then.
     #[test]
     fn answers_just_in_time_are_not_paid_for_ever() {
         const REQUESTS: usize = 1000;
         let bound = 10_000_000_000 + REQUESTS as i64 * SLOW;
         for good in 0..100 {
-            for bad in [4_900_000_000, 1_200_000_000, 600_000_000, i64::MAX] {
+            for bad in [4_900_000_000, 2_000_000_000, 1_300_000_000, i64::MAX] {
                 let takes = |at| if at % (good + 1) == good { bad } else { 0 };
                 let cost = cost((0..REQUESTS).map(takes));
                 assert!(cost <= bound, "{bad} after {good}: {cost}");
@@ -298,11 +325,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_cost_half_a_second_at_most_in_the_long_run(
+        fn requests_cost_a_quarter_of_the_patience_at_most_in_the_long_run(
             takes in proptest::collection::vec(
                 prop_oneof![
                     4 => 0..1_000_000i64,
-                    1 => 0..600_000_000i64,
+                    1 => 0..1_500_000_000i64,
                     1 => 0..5_000_000_000i64,
                     1 => Just(i64::MAX),
                 ],
