@@ -6,7 +6,6 @@
  * and helpers_front.c.
  */
 #include <linux/pci.h>
-#include <linux/ratelimit.h>
 #include <linux/sched/clock.h>
 #include <linux/utsname.h>
 #include <linux/workqueue.h>
@@ -86,25 +85,11 @@ HELPER(const char *, pci_driver_name, const struct pci_dev *dev)
 	return dev_driver_string(&dev->dev);
 }
 
+/* One line per call; what a peer can provoke is counted by the caller. */
 HELPER(void, bus_dev_error, struct xenbus_device *dev, int err, const char *text, bool fatal)
 {
 	if (fatal)
 		xenbus_dev_fatal(dev, err, "%s", text);
 	else
 		xenbus_dev_error(dev, err, "%s", text);
-}
-
-/*
- * One line per call at most; what a peer can provoke goes through the caller's
- * ratelimit_state.
- */
-HELPER(bool, ratelimit, struct ratelimit_state *state)
-{
-	return __ratelimit(state);
-}
-
-HELPER(void, ratelimit_init, struct ratelimit_state *state, int interval, int burst)
-{
-	ratelimit_state_init(state, interval, burst);
-	ratelimit_set_flags(state, RATELIMIT_MSG_ON_RELEASE);
 }

@@ -74,8 +74,6 @@ helpers! {
     );
     fn first_node() -> ffi::c_int;
     fn bus_dev_error(dev: *mut xenbus_device, err: ffi::c_int, text: *const ffi::c_char, fatal: bool);
-    fn ratelimit(state: *mut ratelimit_state) -> bool;
-    fn ratelimit_init(state: *mut ratelimit_state, interval: ffi::c_int, burst: ffi::c_int);
     fn pci_user(dev: *mut pci_dev, text: *mut ffi::c_char, size: ffi::c_int) -> bool;
     fn pci_page_neighbour(dev: *mut pci_dev, bar: *mut ffi::c_int) -> *mut pci_dev;
     fn pci_line_neighbour(dev: *mut pci_dev) -> *mut pci_dev;

@@ -13,7 +13,7 @@ use pciif::{
     aer::{ErrorMessage, Step, Verdict},
     wire,
 };
-use xen::{pci::Device, recovery};
+use xen::{log::Show, pci::Device, recovery};
 
 /// Byte offset of the verdict in the page: the second word of the error slot.
 const VERDICT: usize = wire::AER + 4;
@@ -44,12 +44,13 @@ fn handle(link: &Link, message: ErrorMessage) -> Verdict {
         bus::forget_constants(&function);
     }
     let verdict = recovery::run(&function, message.step);
-    if link.may_tell() {
+    if let Some(left_out) = link.line() {
         dev_info!(
             function.as_generic(),
-            "error recovery: {:?}, the driver says {:?}\n",
+            "error recovery: {:?}, the driver says {:?}{}\n",
             message.step,
-            verdict
+            verdict,
+            Show(left_out)
         );
     }
     verdict

@@ -54,7 +54,9 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 use pciif::{
+    bucket::Limit,
     exchange::{Exchange, Note, Refusal},
+    lines::{LeftOut, Lines},
     op::OpStatus,
     wakes::Wakes,
     wire::{self, MsixEntry, PciOp},
@@ -63,7 +65,6 @@ use xen::{
     clock::{self, PollClock},
     event::{EventChannel, Handler, Irq, IrqCell},
     lock::IrqLock,
-    log::RateLimit,
     new_irq_lock,
     page::{GrantedPage, SharedPage},
     work::{Item, Queue, Run},
@@ -79,6 +80,9 @@ const SHORT: u32 = 1_000_000;
 const REST: i64 = 100;
 /// Error messages that one run of the work item serves.
 const MOST_MESSAGES: u32 = 16;
+
+/// Lines about error messages: eight at once, then eight in a minute.
+const LINES: Limit = Limit::new(8, 60_000_000_000, 7);
 
 /// Where the work items of all links run.
 pub(crate) static QUEUE: Queue = Queue::closed();
@@ -110,7 +114,7 @@ pub(crate) struct Link {
     losses: AtomicU32,
     /// The backend decides how many error messages there are.
     #[pin]
-    limit: RateLimit,
+    lines: IrqLock<Lines>,
     page: GrantedPage,
 }
 
@@ -157,7 +161,7 @@ impl Transport {
                 gone: AtomicBool::new(false),
                 ending: AtomicBool::new(false),
                 losses: AtomicU32::new(0),
-                limit <- RateLimit::new(60, 8),
+                lines <- new_irq_lock!(Lines::new(LINES), "pcifront_lines"),
                 page,
             }),
             GFP_KERNEL,
@@ -269,9 +273,10 @@ impl Link {
         self.page.page()
     }
 
-    /// Whether a line about an error message may be written now.
-    pub(crate) fn may_tell(&self) -> bool {
-        self.limit.allows()
+    /// Whether a line about an error message may be written now, and what to say in it about those left
+    /// out.
+    pub(crate) fn line(&self) -> Option<LeftOut> {
+        self.lines.lock().line(clock::now())
     }
 
     /// Whether the link still stands.

@@ -13,11 +13,11 @@
 //! hold keeps its memory until `end` has run. The functions are released in `remove` itself: that only
 //! queues work, and whoever is to get them next has to find them in that state.
 //!
-//! *Lock*: `link`, a mutex that is held while the connection is made or ended, and `roots`, used by the work
-//! item only. Nothing is held while the work item waits for a function to become free.
+//! *Lock*: `link`, a mutex that is held while the connection is made or ended, and `roots` and `attempts`,
+//! used by the work item only. Nothing is held while the work item waits for a function to become free.
 
 use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::{
     fmt, new_mutex,
     prelude::*,
@@ -26,13 +26,13 @@ use kernel::{
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf, VirtualDevText},
-    state::{backend_step, BackendAction, State},
+    state::{backend_step, Attempts, BackendAction, State},
     text::Printable,
     wire,
 };
 use xen::{
     clock,
-    log::{RateLimit, Show},
+    log::Show,
     store::{self, NumberedKey},
     work::{sleep_while, Item, Run},
     xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
@@ -40,8 +40,6 @@ use xen::{
 
 /// More devices than this are not believed.
 const MAX_DEVICES: u32 = 1024;
-/// How long a frontend waits that failed to be connected to too often, in ns.
-const REFUSAL: i64 = 600_000_000_000;
 /// Steps of one run of the work item; whatever is left has an event of its own.
 const MAX_STEPS: u32 = 16;
 /// Operations on the store that a step has beside those of the list's devices: both states, `online`, the
@@ -76,12 +74,8 @@ pub(crate) struct Backend {
     control: Item<Backend, 0>,
     #[pin]
     end: Item<Backend, 1>,
-    /// How often connecting may fail: the bus code has a line in the log for each page that cannot be
-    /// mapped, and no limit for them.
     #[pin]
-    failures: RateLimit,
-    /// The limit was reached: no frontend is connected to before this time, in ns.
-    refused_until: AtomicI64,
+    attempts: Mutex<Attempts>,
     /// Reads and writes of the store by the present run of `control`.
     operations: AtomicU32,
 }
@@ -139,8 +133,7 @@ impl xenbus::Driver for Backend {
                 watch <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
                 end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
-                failures <- RateLimit::new(600, 16),
-                refused_until: AtomicI64::new(i64::MIN),
+                attempts <- new_mutex!(Attempts::new()),
                 operations: AtomicU32::new(0),
             }),
             GFP_KERNEL,
@@ -422,7 +415,7 @@ impl Backend {
 
     /// Maps the frontend's page and binds its event channel; `own` is the state until then.
     fn attach(&self, own: State) {
-        if clock::now() < self.refused_until.load(Ordering::Relaxed) {
+        if !self.attempts.lock().may_try(clock::now()) {
             self.switch(own, State::Closing);
             return;
         }
@@ -432,9 +425,7 @@ impl Backend {
                 self.switch(own, State::Connected);
             }
             Err((e, text)) => {
-                if !self.failures.allows() {
-                    self.refused_until
-                        .store(clock::now().saturating_add(REFUSAL), Ordering::Relaxed);
+                if self.attempts.lock().failed(clock::now()) {
                     dev_warn!(
                         self.dev.generic(),
                         "a frontend that could not be connected to tries again too often, it has to wait ten minutes\n"

@@ -19,8 +19,9 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 use pciif::{
-    account::{Account, LeftOut, Together},
+    account::{Account, Together},
     aer::{Answer, Step},
+    lines::LeftOut,
     op::{OpStatus, Reply, Request},
     sbdf::{Devfn, RootText, Sbdf},
     topology::{Mode, Place, Topology, TopologyError},

@@ -44,12 +44,12 @@ use kernel::{
 };
 use pciif::{
     access::ConfigAccess,
-    account::LeftOut,
     aer::{self, Step, Verdict},
     config::{self, Field, VirtualConfigSpace, WriteOutcome},
     denied::{DeniedWrite, DeniedWrites},
     intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
+    lines::LeftOut,
     op::{OpStatus, Reply, Request},
     quirk::{Quirk, QuirkLine, QuirkRefusal},
     sbdf::Sbdf,

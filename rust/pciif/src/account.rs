@@ -46,6 +46,7 @@
 //! A guest whose reads take 40 us each begins to meet its limit at one read in 104 us.
 
 use crate::bucket::{Bucket, Gauge, Limit};
+use crate::lines::{LeftOut, Lines};
 use crate::patience::Patience;
 use core::fmt::{self, Display, Formatter};
 
@@ -68,6 +69,7 @@ const FORGIVEN_AFTER: u16 = 256;
 
 /// 30 ms ahead and a turn of 10 ms: 0.46 s + 30 ms + 0.54 × 10 ms are 495 ms.
 const WORKER: Limit = Limit::new(46, 100, 30_000_000);
+/// What the lines of a guest may be; see [`Lines`].
 const LINES: Limit = Limit::new(1, 60_000_000_000, 9);
 const RESETS: Limit = Limit::new(1, 1_000_000_000, 3);
 const STORE_RUNS: Limit = Limit::new(16, 1_000_000_000, 127);
@@ -154,20 +156,6 @@ impl Pace {
     }
 }
 
-/// How many lines about a guest were left out before one that is written; as text, what to put at the end of
-/// that one, nothing if there are none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeftOut(pub u32);
-
-impl Display for LeftOut {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            count => write!(f, " ({count} lines about this guest were left out before)"),
-        }
-    }
-}
-
 /// What is shown of an account, from its beginning; nothing is decided by it.
 #[derive(Clone, Debug, Default)]
 struct Spent {
@@ -203,9 +191,7 @@ pub struct Account {
     interrupt: Bucket,
     pace: Pace,
     worker: Bucket,
-    lines: Bucket,
-    /// Lines left out since the last one.
-    left_out: u32,
+    lines: Lines,
     /// Something that the kernel itself reports has failed before.
     failed: bool,
     resets: Bucket,
@@ -223,8 +209,7 @@ impl Account {
             interrupt: Bucket::new(INTERRUPT),
             pace: Pace::default(),
             worker: Bucket::new(WORKER),
-            lines: Bucket::new(LINES),
-            left_out: 0,
+            lines: Lines::new(LINES),
             failed: false,
             resets: Bucket::new(RESETS),
             store_runs: Bucket::new(STORE_RUNS),
@@ -288,20 +273,20 @@ impl Account {
     /// Whether a line that the guest can provoke may be written at `now`; if so, what to say in it about
     /// those that were left out.
     pub fn line(&mut self, now: i64) -> Option<LeftOut> {
-        if self.lines.take(now, 1).is_err() {
-            self.left_out = self.left_out.saturating_add(1);
-            count(&mut self.spent.lines_left_out, 1);
-            return None;
-        }
-        count(&mut self.spent.lines, 1);
-        Some(LeftOut(core::mem::take(&mut self.left_out)))
+        let line = self.lines.line(now);
+        let counter = match line {
+            Some(_) => &mut self.spent.lines,
+            None => &mut self.spent.lines_left_out,
+        };
+        count(counter, 1);
+        line
     }
 
     /// Whether something may be tried at `now` whose failure the kernel itself writes into the log,
     /// without asking us: for a guest for which that has failed before, only when there is a line left.
     /// After a failure, [`Account::failed_aloud`] must follow.
     pub fn may_fail_aloud(&mut self, now: i64) -> bool {
-        let may = !self.failed || self.lines.wait(now) == 0;
+        let may = !self.failed || self.lines.is_room(now);
         count(&mut self.spent.lines_left_out, u64::from(!may));
         may
     }
@@ -309,7 +294,7 @@ impl Account {
     /// Such a thing has failed: that was a line. The first one may be one too many, once.
     pub fn failed_aloud(&mut self) {
         self.failed = true;
-        self.lines.charge(1);
+        self.lines.charge();
         count(&mut self.spent.lines, 1);
     }
 

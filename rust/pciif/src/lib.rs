@@ -19,7 +19,7 @@
 //!   errors of the hierarchy ────────▶ aer                  which handler, which verdict
 //!   the frontend's requests ────────▶ exchange, cache      what is sent, and believed
 //!   answers about MSI and MSI-X ────▶ vectors              how many the driver gets
-//!   what a guest costs ─────────────▶ account, patience  how much it may, how long it waits
+//!   what a guest costs ─────────────▶ account, patience, lines  how much it may, how long it waits
 //! ```
 //!
 //! Words such as "behaviour, section 6.3" in the documentation name the part of the specification
@@ -49,6 +49,7 @@ pub mod denied;
 pub mod exchange;
 pub mod intx;
 pub mod lifecycle;
+pub mod lines;
 pub mod op;
 pub mod patience;
 pub mod quirk;

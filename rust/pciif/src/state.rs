@@ -358,6 +358,46 @@ impl Default for Restarts {
     }
 }
 
+/// Failures at once, and how many ns give back one of them.
+const FAILURES: Limit = Limit::new(1, 600_000_000_000, 15);
+
+/// How often connecting to a frontend may fail: 16 times at once, then once in ten minutes. The bus code
+/// has a line in the log for each page that cannot be mapped, and no limit for them.
+///
+/// One for each backend, for its whole life, under the backend's own lock. A frontend that can be
+/// connected to never waits.
+#[derive(Clone, Debug)]
+pub struct Attempts {
+    failures: Bucket,
+}
+
+impl Attempts {
+    /// None has failed yet.
+    pub const fn new() -> Self {
+        Attempts {
+            failures: Bucket::new(FAILURES),
+        }
+    }
+
+    /// Whether connecting may be tried at `now`, in ns.
+    pub fn may_try(&mut self, now: i64) -> bool {
+        self.failures.wait(now) == 0
+    }
+
+    /// One has failed at `now`. Gives whether that was one too many: none may be tried for the next ten
+    /// minutes.
+    pub fn failed(&mut self, now: i64) -> bool {
+        self.failures.charge(1);
+        !self.may_try(now)
+    }
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -834,6 +874,21 @@ mod tests {
             restarts.may_start(120 * SECOND),
             refused(120 * SECOND, true)
         );
+    }
+
+    #[test]
+    fn attempts_that_fail_too_often_have_to_wait_ten_minutes() {
+        let mut attempts = Attempts::new();
+        for at in 0..15 {
+            assert!(attempts.may_try(at));
+            assert!(!attempts.failed(at));
+        }
+        assert!(attempts.failed(15), "the last one tells");
+        assert!(!attempts.may_try(599 * SECOND));
+        assert!(attempts.may_try(601 * SECOND));
+        assert!(attempts.may_try(601 * SECOND), "trying costs nothing");
+        assert!(attempts.failed(601 * SECOND));
+        assert!(!attempts.may_try(1_199 * SECOND));
     }
 
     #[test]

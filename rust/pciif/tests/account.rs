@@ -5,7 +5,8 @@
 //! The tests keep a record of what was admitted, and look for the window with the most of it. No
 //! number of the account is used here but the promises of its head.
 
-use pciif::account::{Account, LeftOut, Together, LONGEST_STAY};
+use pciif::account::{Account, Together, LONGEST_STAY};
+use pciif::lines::LeftOut;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -636,15 +637,6 @@ fn failures_that_the_kernel_reports_are_lines() {
     // It is a limit for failures only: who never fails is never kept from trying.
     let mut account = Account::new();
     assert!((0..1_000).all(|_| account.may_fail_aloud(0)));
-}
-
-#[test]
-fn lines_that_were_left_out_are_told_when_there_are_any() {
-    assert_eq!(LeftOut(0).to_string(), "");
-    assert_eq!(
-        LeftOut(7).to_string(),
-        " (7 lines about this guest were left out before)"
-    );
 }
 
 /// The same for work items: turns of up to 10 ms, from the first one on.
