@@ -415,6 +415,10 @@ pub trait Watcher: Send + Sync + 'static {
 
 /// A watch on a device's own directory.
 ///
+/// The core keeps each event until its one thread gets to it, and may be given a word about which ones to
+/// keep. One that waits is enough, as the watcher looks at the store afresh: so however often something
+/// changes while the thread is busy, at most one event of a watch waits.
+///
 /// # Invariants
 ///
 /// `raw` is registered until `drop`, and `watcher` is an `Arc` turned into a pointer.
@@ -444,6 +448,7 @@ impl<T: Watcher> Watch<T> {
         let path = CString::try_from_fmt(fmt!("{}", dev.directory()))?;
         let raw = sys::xenbus_watch {
             node: path.as_char_ptr(),
+            will_handle: Some(Self::will_handle),
             callback: Some(Self::callback),
             ..Default::default()
         };
@@ -460,6 +465,20 @@ impl<T: Watcher> Watch<T> {
         // The reference now belongs to the watch.
         let _ = Arc::into_raw(watcher);
         Ok(Self { inner })
+    }
+
+    /// Whether an event is kept. The core asks in the thread that reads from the store, and counts an event
+    /// as pending until just before it calls `callback`: what has changed before this event is then still
+    /// to be looked at.
+    extern "C" fn will_handle(
+        raw: *mut sys::xenbus_watch,
+        _path: *const ffi::c_char,
+        _token: *const ffi::c_char,
+    ) -> bool {
+        // SAFETY: the core passes a registered watch, and holds the lock under which it is unregistered. The
+        // counter is one word; another lock guards it, so it may be changing, see above.
+        let pending = unsafe { (&raw const (*raw).nr_pending).read_volatile() };
+        pending == 0
     }
 
     extern "C" fn callback(
