@@ -7,6 +7,14 @@
 //! `probe`, `otherend_changed`, `remove` and the watches run in sleepable context. The core has one
 //! thread for all watches of all devices, which `otherend_changed` and our own watches share: what
 //! takes long belongs into a work item. `remove` runs in that thread too when a domain dies.
+//!
+//! # Lifetimes
+//!
+//! | type | from | to | what it can be asked for |
+//! |---|---|---|---|
+//! | [`Device`] | registration | last reference | its own directory, states there, log lines |
+//! | [`Bound`] | start of `probe` | end of `remove` | the same, and the peer's directory, which the core owns and frees |
+//! | [`DeviceRef`] | taken from a [`Bound`] | its own end | as [`Bound`]: it has a copy of the peer's path |
 
 use crate::{store, sys};
 use core::{marker::PhantomData, mem::offset_of};
@@ -34,12 +42,11 @@ pub fn state(number: u32) -> State {
     State::from_number(i32::try_from(number).unwrap_or(0))
 }
 
-/// A xenbus device.
+/// A xenbus device, as long as there is a reference to it.
 ///
 /// # Invariants
 ///
-/// A live `xenbus_device`: between a driver's `probe` and the end of its `remove`, or longer if a
-/// [`DeviceRef`] holds it.
+/// A live `xenbus_device`, with a driver or without one.
 #[repr(transparent)]
 pub struct Device(Opaque<sys::xenbus_device>);
 
@@ -56,21 +63,9 @@ impl Device {
 
     /// Our own directory in the store.
     pub fn directory(&self) -> &CStr {
-        // SAFETY: set before the device is registered, constant, NUL terminated.
+        // SAFETY: set before the device is registered, constant, NUL terminated; part of the device's own
+        // memory.
         unsafe { CStr::from_char_ptr((*self.as_raw()).nodename) }
-    }
-
-    /// The peer's directory in the store.
-    pub fn peer_directory(&self) -> &CStr {
-        // SAFETY: set before `probe`, NUL terminated; null only before that.
-        unsafe {
-            let path = (*self.as_raw()).otherend;
-            if path.is_null() {
-                c""
-            } else {
-                CStr::from_char_ptr(path)
-            }
-        }
     }
 
     /// The peer's domain.
@@ -92,11 +87,6 @@ impl Device {
     /// Our state in the store. A toolstack may have written it.
     pub fn own_state(&self) -> State {
         self.read_state(self.directory())
-    }
-
-    /// The peer's state in the store.
-    pub fn peer_state(&self) -> State {
-        self.read_state(self.peer_directory())
     }
 
     /// Writes our state. Does nothing when the core knows it as such already; the core reports
@@ -165,12 +155,6 @@ impl Device {
         unsafe { sys::bus_dev_error(self.as_raw(), error.to_errno(), text.as_char_ptr(), fatal) }
     }
 
-    /// Removes the device from the bus, which calls the driver's `remove`.
-    pub fn unregister(&self) {
-        // SAFETY: a registered device; the core allows this from `otherend_changed`.
-        unsafe { bindings::device_unregister(&raw mut (*self.as_raw()).dev) }
-    }
-
     /// The kernel's view of the device, for log lines.
     pub fn generic(&self) -> &kernel::device::Device {
         // SAFETY: embedded in a live device.
@@ -178,30 +162,98 @@ impl Device {
     }
 }
 
-/// A counted reference to a [`Device`].
+/// A device that has a driver: what the core's callbacks get.
 ///
 /// # Invariants
 ///
-/// Owns one reference of the embedded `struct device`.
-pub struct DeviceRef(*mut sys::xenbus_device);
+/// Between the start of the driver's `probe` and the end of its `remove`. The core changes the peer's
+/// directory only before `probe`, and before `resume` while no other callback runs.
+#[repr(transparent)]
+pub struct Bound(Device);
+
+impl core::ops::Deref for Bound {
+    type Target = Device;
+    fn deref(&self) -> &Device {
+        &self.0
+    }
+}
+
+impl Bound {
+    /// The peer's directory in the store.
+    pub fn peer_directory(&self) -> &CStr {
+        // SAFETY: by the type invariant set, NUL terminated, and neither changed nor freed before the
+        // callback returns that this was lent to.
+        unsafe {
+            let path = (*self.as_raw()).otherend;
+            if path.is_null() {
+                c""
+            } else {
+                CStr::from_char_ptr(path)
+            }
+        }
+    }
+
+    /// The peer's state in the store.
+    pub fn peer_state(&self) -> State {
+        self.read_state(self.peer_directory())
+    }
+
+    /// Removes the device from the bus, which calls the driver's `remove`. For `otherend_changed`.
+    pub fn unregister(&self) {
+        // SAFETY: a registered device by the type invariant; the core allows this from
+        // `otherend_changed`, and does not touch the device after it.
+        unsafe { bindings::device_unregister(&raw mut (*self.as_raw()).dev) }
+    }
+}
+
+/// A counted reference to a [`Device`], with a copy of what the core frees after `remove`.
+///
+/// # Invariants
+///
+/// `raw` comes with one reference of the embedded `struct device`.
+pub struct DeviceRef {
+    raw: *mut sys::xenbus_device,
+    peer: Arc<CString>,
+}
 
 // SAFETY: see `Device`.
 unsafe impl Send for DeviceRef {}
 // SAFETY: see `Device`.
 unsafe impl Sync for DeviceRef {}
 
-impl From<&Device> for DeviceRef {
-    fn from(dev: &Device) -> Self {
+impl DeviceRef {
+    /// Takes a reference.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(dev: &Bound) -> Result<Self> {
+        let peer = CString::try_from_fmt(fmt!("{}", dev.peer_directory()))?;
+        Ok(Self::take(dev, Arc::new(peer, GFP_KERNEL)?))
+    }
+
+    fn take(dev: &Device, peer: Arc<CString>) -> Self {
+        let raw = dev.as_raw();
         // SAFETY: a live device.
-        unsafe { bindings::get_device(&raw mut (*dev.as_raw()).dev) };
+        unsafe { bindings::get_device(&raw mut (*raw).dev) };
         // INVARIANT: taken just now.
-        Self(dev.as_raw())
+        Self { raw, peer }
+    }
+
+    /// The peer's directory in the store, as it was when the reference was taken.
+    pub fn peer_directory(&self) -> &CStr {
+        &self.peer
+    }
+
+    /// The peer's state in the store.
+    pub fn peer_state(&self) -> State {
+        self.read_state(self.peer_directory())
     }
 }
 
 impl Clone for DeviceRef {
     fn clone(&self) -> Self {
-        Self::from(&**self)
+        Self::take(self, self.peer.clone())
     }
 }
 
@@ -209,14 +261,14 @@ impl core::ops::Deref for DeviceRef {
     type Target = Device;
     fn deref(&self) -> &Device {
         // SAFETY: `Device` is transparent; alive by the reference.
-        unsafe { &*self.0.cast() }
+        unsafe { &*self.raw.cast() }
     }
 }
 
 impl Drop for DeviceRef {
     fn drop(&mut self) {
         // SAFETY: owns one reference.
-        unsafe { bindings::put_device(&raw mut (*self.0).dev) }
+        unsafe { bindings::put_device(&raw mut (*self.raw).dev) }
     }
 }
 
@@ -228,13 +280,13 @@ pub trait Driver: Send + Sync + Sized + 'static {
     const TYPE: &'static CStr;
 
     /// A new device. What it returns is the device's state, dropped after `remove`.
-    fn probe(dev: &Device) -> Result<Arc<Self>>;
+    fn probe(dev: &Bound) -> Result<Arc<Self>>;
     /// The peer's state has changed (or may have: watches can fire without a change).
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, state: State);
-    /// The device goes; nothing may use `dev` afterwards without a [`DeviceRef`].
-    fn remove(this: Arc<Self>, dev: &Device);
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, state: State);
+    /// The device goes: what is to outlive this needs a [`DeviceRef`].
+    fn remove(this: Arc<Self>, dev: &Bound);
     /// The guest was suspended and goes on, perhaps on another host. Frontends only.
-    fn resume(_this: ArcBorrow<'_, Self>, _dev: &Device) -> Result {
+    fn resume(_this: ArcBorrow<'_, Self>, _dev: &Bound) -> Result {
         Ok(())
     }
 }
@@ -337,8 +389,8 @@ impl<T: Driver> Registration<T> {
         dev: *mut sys::xenbus_device,
         _id: *const sys::xenbus_device_id,
     ) -> ffi::c_int {
-        // SAFETY: the core passes a live device.
-        let device = unsafe { &*dev.cast::<Device>() };
+        // SAFETY: the core passes a live device with our driver; both types are transparent.
+        let device = unsafe { &*dev.cast::<Bound>() };
         from_result(|| {
             let state = T::probe(device)?;
             // SAFETY: a live device, whose driver data is ours while it is bound.
@@ -365,8 +417,8 @@ impl<T: Driver> Registration<T> {
     }
 
     extern "C" fn otherend_changed(dev: *mut sys::xenbus_device, state: sys::xenbus_state) {
-        // SAFETY: the core passes a live device.
-        let device = unsafe { &*dev.cast::<Device>() };
+        // SAFETY: the core passes a live device with our driver; both types are transparent.
+        let device = unsafe { &*dev.cast::<Bound>() };
         // SAFETY: the core calls this between `probe` and `remove` only.
         if let Some(this) = unsafe { Self::state(dev) } {
             T::otherend_changed(this, device, self::state(state));
@@ -379,16 +431,16 @@ impl<T: Driver> Registration<T> {
         // SAFETY: as above.
         unsafe { bindings::dev_set_drvdata(&raw mut (*dev).dev, core::ptr::null_mut()) };
         if !state.is_null() {
-            // SAFETY: the core passes a live device.
-            let device = unsafe { &*dev.cast::<Device>() };
+            // SAFETY: the core passes a live device with our driver; both types are transparent.
+            let device = unsafe { &*dev.cast::<Bound>() };
             // SAFETY: `probe` stored it with `Arc::into_raw`, and it has just been taken out.
             T::remove(unsafe { Arc::from_raw(state.cast_const()) }, device);
         }
     }
 
     extern "C" fn resume(dev: *mut sys::xenbus_device) -> ffi::c_int {
-        // SAFETY: the core passes a live, bound device.
-        let device = unsafe { &*dev.cast::<Device>() };
+        // SAFETY: the core passes a live device with our driver; both types are transparent.
+        let device = unsafe { &*dev.cast::<Bound>() };
         from_result(|| {
             // SAFETY: between `probe` and `remove`.
             if let Some(this) = unsafe { Self::state(dev) } {

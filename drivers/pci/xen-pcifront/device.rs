@@ -40,7 +40,7 @@ use xen::{
     clock,
     log::Show,
     store::{self, NumberedKey},
-    xenbus::{self, Device, End},
+    xenbus::{self, Bound, End},
 };
 
 /// More roots or devices than this are not believed: the backend's numbers bound our loops.
@@ -71,7 +71,7 @@ impl xenbus::Driver for Frontend {
     const END: End = End::Frontend;
     const TYPE: &'static CStr = c"pci";
 
-    fn probe(dev: &Device) -> Result<Arc<Self>> {
+    fn probe(dev: &Bound) -> Result<Arc<Self>> {
         let this = Arc::pin_init(
             pin_init!(Self {
                 inside <- new_mutex!(Inside {
@@ -90,16 +90,16 @@ impl xenbus::Driver for Frontend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, backend: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, backend: State) {
         this.step(dev, backend);
     }
 
-    fn remove(this: Arc<Self>, _dev: &Device) {
+    fn remove(this: Arc<Self>, _dev: &Bound) {
         // The backend may still be there: drivers are unbound through it.
         this.end();
     }
 
-    fn resume(this: ArcBorrow<'_, Self>, dev: &Device) -> Result {
+    fn resume(this: ArcBorrow<'_, Self>, dev: &Bound) -> Result {
         // Page and channel are not those of this backend any more.
         this.give_up();
         this.end();
@@ -109,7 +109,7 @@ impl xenbus::Driver for Frontend {
 }
 
 /// Writes what the backend needs, together with the state that tells it to look.
-fn publish(dev: &Device, transport: &Transport) -> Result {
+fn publish(dev: &Bound, transport: &Transport) -> Result {
     let (grant, port) = transport.keys();
     let directory = dev.directory();
     store::transaction(|store| {
@@ -130,7 +130,7 @@ fn publish(dev: &Device, transport: &Transport) -> Result {
 
 /// Tells the backend that a new frontend is here. The core's copy of the state goes first: stored as
 /// Initialising while the copy says otherwise, the device would be taken for one that was reset.
-fn start_again(dev: &Device) -> Result {
+fn start_again(dev: &Bound) -> Result {
     dev.state_was_written(State::Initialising);
     store::NOW.write(
         dev.directory(),
@@ -143,7 +143,7 @@ fn start_again(dev: &Device) -> Result {
 ///
 /// One that is Closing wanted to connect to the frontend of before, which was gone by then: it waits for
 /// Closed.
-fn come_back(dev: &Device) -> Result<bool> {
+fn come_back(dev: &Bound) -> Result<bool> {
     start_again(dev)?;
     for _ in 0..COME_BACK / 50 {
         match (dev.peer_state(), dev.own_state()) {
@@ -166,7 +166,7 @@ fn come_back(dev: &Device) -> Result<bool> {
 
 impl Frontend {
     /// Does what the states of both ends ask for.
-    fn step(&self, dev: &Device, backend: State) {
+    fn step(&self, dev: &Bound, backend: State) {
         match frontend_step(dev.own_state(), backend) {
             FrontendAction::Wait => {}
             FrontendAction::Publish => self.publish(dev),
@@ -181,7 +181,7 @@ impl Frontend {
     }
 
     /// Follows a backend that has started again, unless it does that too often.
-    fn start_again(&self, dev: &Device) {
+    fn start_again(&self, dev: &Bound) {
         let may = self.inside.lock().restarts.may_start(clock::now());
         if let Err(refusal) = may {
             if refusal.is_first {
@@ -201,7 +201,7 @@ impl Frontend {
     }
 
     /// Makes page and event channel and tells the backend.
-    fn publish(&self, dev: &Device) {
+    fn publish(&self, dev: &Bound) {
         let transport = match Transport::new(dev) {
             Ok(transport) => transport,
             Err(e) => return dev.fatal(e, fmt!("cannot make page and event channel")),
@@ -214,7 +214,7 @@ impl Frontend {
     }
 
     /// Brings the buses up to what the backend exports.
-    fn connect(&self, dev: &Device) {
+    fn connect(&self, dev: &Bound) {
         match self.scan(dev) {
             Ok(()) => dev.switch_state(State::Connected),
             Err(e) => dev.fatal(e, fmt!("cannot set up the root buses")),
@@ -222,7 +222,7 @@ impl Frontend {
     }
 
     /// Creates missing buses and looks for functions that are not known yet.
-    fn scan(&self, dev: &Device) -> Result {
+    fn scan(&self, dev: &Bound) -> Result {
         let backend = dev.peer_directory();
         let mut inside = self.inside.lock();
         let Inside {
@@ -267,7 +267,7 @@ impl Frontend {
     }
 
     /// Removes the functions that the toolstack takes away.
-    fn detach_leaving(&self, dev: &Device) {
+    fn detach_leaving(&self, dev: &Bound) {
         let mut inside = self.inside.lock();
         let Inside { buses, places, .. } = &mut *inside;
         let Ok(list) = places.leaving(dev.peer_directory()) else {
@@ -285,7 +285,7 @@ impl Frontend {
     }
 
     /// The backend goes: nothing more is asked of it.
-    fn close(&self, dev: &Device) {
+    fn close(&self, dev: &Bound) {
         dev_info!(dev.generic(), "the backend goes, its devices are removed\n");
         if dev.peer_state() != State::Closing {
             self.give_up();

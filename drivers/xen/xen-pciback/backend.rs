@@ -35,7 +35,7 @@ use xen::{
     log::Show,
     store::{self, NumberedKey},
     work::{sleep_while, Item, Run},
-    xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
+    xenbus::{self, Bound, DeviceRef, End, Watch, Watcher},
 };
 
 /// More devices than this are not believed.
@@ -121,11 +121,12 @@ impl xenbus::Driver for Backend {
     const END: End = End::Backend;
     const TYPE: &'static CStr = c"pci";
 
-    fn probe(dev: &Device) -> Result<Arc<Self>> {
-        let exports = Exports::new(DeviceRef::from(dev))?;
+    fn probe(dev: &Bound) -> Result<Arc<Self>> {
+        let held = DeviceRef::new(dev)?;
+        let exports = Exports::new(held.clone())?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                dev: DeviceRef::from(dev),
+                dev: held,
                 exports,
                 dying: AtomicBool::new(false),
                 link <- new_mutex!(None),
@@ -150,7 +151,7 @@ impl xenbus::Driver for Backend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, front: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, front: State) {
         if this.next(dev.own_state(), front) == BackendAction::Unregister {
             dev.switch_state(State::Closed);
             // Calls `remove`.
@@ -160,7 +161,7 @@ impl xenbus::Driver for Backend {
         }
     }
 
-    fn remove(this: Arc<Self>, _dev: &Device) {
+    fn remove(this: Arc<Self>, _dev: &Bound) {
         this.dying.store(true, Ordering::Release);
         registry::remove_guest(&this.exports);
         this.release_all();

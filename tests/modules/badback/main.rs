@@ -34,7 +34,7 @@ use xen::{
     page::MappedPage,
     store::{self, NumberedKey},
     work::{Item, OpenQueue, Queue, Run},
-    xenbus::{self, Device, DeviceRef, End, Watch, Watcher},
+    xenbus::{self, Bound, DeviceRef, End, Watch, Watcher},
 };
 
 static QUEUE: Queue = Queue::closed();
@@ -323,7 +323,7 @@ impl xenbus::Driver for Backend {
     const END: End = End::Backend;
     const TYPE: &'static CStr = c"pci";
 
-    fn probe(dev: &Device) -> Result<Arc<Self>> {
+    fn probe(dev: &Bound) -> Result<Arc<Self>> {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 mode: AtomicU32::new(Mode::Good as u32),
@@ -332,9 +332,10 @@ impl xenbus::Driver for Backend {
             }),
             GFP_KERNEL,
         )?;
+        let held = DeviceRef::new(dev)?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                dev: DeviceRef::from(dev),
+                dev: held,
                 shared,
                 dying: AtomicBool::new(false),
                 link <- new_mutex!(None),
@@ -350,7 +351,7 @@ impl xenbus::Driver for Backend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Device, _front: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, _front: State) {
         if this.next() == BackendAction::Unregister {
             this.disconnect();
             dev.switch_state(State::Closed);
@@ -360,7 +361,7 @@ impl xenbus::Driver for Backend {
         }
     }
 
-    fn remove(this: Arc<Self>, _dev: &Device) {
+    fn remove(this: Arc<Self>, _dev: &Bound) {
         this.dying.store(true, Ordering::Release);
         let watch = this.watch.lock().take();
         drop(watch);

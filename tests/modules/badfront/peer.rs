@@ -30,7 +30,7 @@ use xen::{
     new_irq_lock,
     page::{GrantedPage, SharedPage, PAGE_BYTES},
     store,
-    xenbus::{self, Device, DeviceRef, End},
+    xenbus::{self, Bound, DeviceRef, End},
 };
 
 /// The longest single wait in the hypervisor, in ns.
@@ -112,10 +112,11 @@ impl xenbus::Driver for Peer {
     const END: End = End::Frontend;
     const TYPE: &'static CStr = c"pci";
 
-    fn probe(dev: &Device) -> Result<Arc<Self>> {
+    fn probe(dev: &Bound) -> Result<Arc<Self>> {
+        let held = DeviceRef::new(dev)?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                dev: DeviceRef::from(dev),
+                dev: held,
                 gone: AtomicBool::new(false),
                 stops: AtomicU32::new(0),
                 clock: PollClock::new(),
@@ -129,9 +130,9 @@ impl xenbus::Driver for Peer {
         Ok(this)
     }
 
-    fn otherend_changed(_this: ArcBorrow<'_, Self>, _dev: &Device, _backend: State) {}
+    fn otherend_changed(_this: ArcBorrow<'_, Self>, _dev: &Bound, _backend: State) {}
 
-    fn remove(this: Arc<Self>, _dev: &Device) {
+    fn remove(this: Arc<Self>, _dev: &Bound) {
         this.gone.store(true, Ordering::Release);
         *crate::PEER.lock() = None;
         this.close();
