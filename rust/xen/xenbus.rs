@@ -15,16 +15,17 @@
 //! | [`Device`] | registration | last reference | its own directory, states there, log lines |
 //! | [`Bound`] | start of `probe` | end of `remove` | the same, and the peer's directory, which the core owns and frees |
 //! | [`DeviceRef`] | taken from a [`Bound`] | its own end | as [`Bound`]: it has a copy of the peer's path |
+//! | [`Lent`] | lent by a [`Lease`] | its own end, for which `remove` waits | as [`DeviceRef`] |
 
 use crate::{store, sys};
 use core::{marker::PhantomData, mem::offset_of};
 use kernel::{
     bindings,
     error::{from_result, to_result},
-    ffi, fmt,
+    ffi, fmt, new_mutex,
     prelude::*,
     str::{CStr, CStrExt, CString},
-    sync::{Arc, ArcBorrow},
+    sync::{lock::mutex::MutexBackend, lock::Guard, Arc, ArcBorrow, Mutex},
     types::Opaque,
 };
 use pciif::state::State;
@@ -126,6 +127,20 @@ impl Device {
         unsafe {
             (&raw mut (*self.as_raw()).state).write_volatile(state.number() as sys::xenbus_state)
         };
+    }
+
+    /// Has `body` write to our own directory, in one transaction: all of it becomes visible together.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when the toolstack has taken the directory away: nothing is written then, as a key would
+    /// bring the directory back. Else that of `body`, or of the store.
+    pub fn update(&self, mut body: impl FnMut(store::Scope, &CStr) -> Result) -> Result {
+        let directory = self.directory();
+        store::transaction(|store| {
+            store.read(directory, c"state")?;
+            body(store, directory)
+        })
     }
 
     /// Whether the toolstack still wants the device.
@@ -269,6 +284,69 @@ impl Drop for DeviceRef {
     fn drop(&mut self) {
         // SAFETY: owns one reference.
         unsafe { bindings::put_device(&raw mut (*self.raw).dev) }
+    }
+}
+
+/// A device for work that may still be running, or begin, when `remove` is called. The store is read and
+/// written for it only while it is lent: after [`Self::end`] that is over, and whatever the toolstack or
+/// the core write then stays.
+///
+/// *Lock*: the mutex of what is lent. It is held for a few operations on the store, so `remove` does not
+/// wait long; who has it must not wait for the xenbus core's thread, which may be the one in `remove`.
+#[pin_data]
+pub struct Lease {
+    dev: DeviceRef,
+    #[pin]
+    open: Mutex<bool>,
+}
+
+impl Lease {
+    /// The device can be lent.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(dev: &Bound) -> Result<Arc<Self>> {
+        let dev = DeviceRef::new(dev)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                dev,
+                open <- new_mutex!(true),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Lends the device; `None` when it goes. Not twice in one thread.
+    pub fn get(&self) -> Option<Lent<'_>> {
+        let open = self.open.lock();
+        (*open).then_some(Lent {
+            dev: &self.dev,
+            _open: open,
+        })
+    }
+
+    /// Ends the lease for good, and waits until it is not lent any more. To be called by `remove`.
+    pub fn end(&self) {
+        *self.open.lock() = false;
+    }
+
+    /// The kernel's view of the device, for log lines.
+    pub fn generic(&self) -> &kernel::device::Device {
+        self.dev.generic()
+    }
+}
+
+/// The device of a [`Lease`], which does not end while this lives.
+pub struct Lent<'a> {
+    dev: &'a DeviceRef,
+    _open: Guard<'a, bool, MutexBackend>,
+}
+
+impl core::ops::Deref for Lent<'_> {
+    type Target = DeviceRef;
+    fn deref(&self) -> &DeviceRef {
+        self.dev
     }
 }
 

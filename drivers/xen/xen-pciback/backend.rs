@@ -10,23 +10,26 @@
 //! may reset a function, which takes as long as a reset, and the connection ends after it.
 //!
 //! After the core has called `remove` it knows nothing of the device any more; the reference that we
-//! hold keeps its memory until `end` has run. The functions are released in `remove` itself: that only
+//! hold keeps its memory until `end` has run. `control` may be in the middle of something, so it reads and
+//! writes the store only with the device lent by `lease`, which `remove` ends: from then on our keys and
+//! our state are those that the toolstack and the core leave. The functions are released in `remove` itself: that only
 //! queues work, and whoever is to get them next has to find them in that state.
 //!
-//! *Lock*: `link`, a mutex that is held while the connection is made or ended, and `roots` and `attempts`,
-//! used by the work item only. Nothing is held while the work item waits for a function to become free.
+//! *Locks*: `link`, a mutex that is held for the moment in which a connection is noted or taken out; `roots` and
+//! `attempts`, used by the work item only; the lease's, for single operations and while a connection is
+//! made. Nothing is held while the work item waits for a function to become free.
 
 use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::{
-    fmt, new_mutex,
+    new_mutex,
     prelude::*,
     str::CStr,
     sync::{Arc, ArcBorrow, Mutex},
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf, VirtualDevText},
-    state::{backend_step, Attempts, BackendAction, State},
+    state::{backend_step, is_listed, Attempts, BackendAction, State},
     text::Printable,
     wire,
 };
@@ -35,7 +38,7 @@ use xen::{
     log::Show,
     store::{self, NumberedKey},
     work::{sleep_while, Item, Run},
-    xenbus::{self, Bound, DeviceRef, End, Watch, Watcher},
+    xenbus::{self, Bound, DeviceRef, End, Lease, Watch, Watcher},
 };
 
 /// More devices than this are not believed.
@@ -48,6 +51,9 @@ const OF_A_STEP: u32 = 7;
 /// Those of a switch of our state: a transaction with a read and a write.
 const OF_A_SWITCH: u32 = 4;
 
+/// Those of [`xenbus::Device::update`]: a transaction with a read, and two writes.
+const OF_AN_UPDATE: u32 = 5;
+
 /// What becomes of a device of the list that has no `state-N`.
 #[derive(Clone, Copy)]
 enum Stateless {
@@ -57,10 +63,22 @@ enum Stateless {
     Leave,
 }
 
+/// How many devices the toolstack lists.
+fn listed(dev: &DeviceRef) -> Result<u32> {
+    let count = store::NOW.read(dev.directory(), c"num_devs")?;
+    count.number()
+}
+
+/// Writes the state of device `number`.
+fn write_state(store: store::Scope, directory: &CStr, number: u32, state: State) -> Result {
+    let key = NumberedKey::new("state", number);
+    store.write(directory, key.text(), fmt!("{}", state.number()))
+}
+
 /// One guest's backend.
 #[pin_data]
 pub(crate) struct Backend {
-    dev: DeviceRef,
+    lease: Arc<Lease>,
     exports: Arc<Exports>,
     /// The device goes: nothing new is started.
     dying: AtomicBool,
@@ -122,11 +140,11 @@ impl xenbus::Driver for Backend {
     const TYPE: &'static CStr = c"pci";
 
     fn probe(dev: &Bound) -> Result<Arc<Self>> {
-        let held = DeviceRef::new(dev)?;
-        let exports = Exports::new(held.clone())?;
+        let lease = Lease::new(dev)?;
+        let exports = Exports::new(dev, lease.clone())?;
         let this = Arc::pin_init(
             pin_init!(Self {
-                dev: held,
+                lease,
                 exports,
                 dying: AtomicBool::new(false),
                 link <- new_mutex!(None),
@@ -152,7 +170,8 @@ impl xenbus::Driver for Backend {
     }
 
     fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, front: State) {
-        if this.next(dev.own_state(), front) == BackendAction::Unregister {
+        let next = this.next(dev.own_state(), front, dev.is_online());
+        if next == BackendAction::Unregister {
             dev.switch_state(State::Closed);
             // Calls `remove`.
             dev.unregister();
@@ -163,6 +182,7 @@ impl xenbus::Driver for Backend {
 
     fn remove(this: Arc<Self>, _dev: &Bound) {
         this.dying.store(true, Ordering::Release);
+        this.lease.end();
         registry::remove_guest(&this.exports);
         this.release_all();
         QUEUE.add::<Self, 1>(this);
@@ -193,18 +213,26 @@ impl Backend {
         self.operations.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn next(&self, own: State, front: State) -> BackendAction {
+    fn next(&self, own: State, front: State, online: bool) -> BackendAction {
         let up = self.link.lock().is_some();
-        backend_step(own, front, up, self.dev.is_online())
+        backend_step(own, front, up, online)
+    }
+
+    /// Our state, the frontend's, and whether the toolstack wants the device; `None` when it goes.
+    fn look(&self) -> Option<(State, State, bool)> {
+        let dev = self.lease.get()?;
+        Some((dev.own_state(), dev.peer_state(), dev.is_online()))
     }
 
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
         self.count_operations(OF_A_STEP);
-        let own = self.dev.own_state();
-        match self.next(own, self.dev.peer_state()) {
+        let Some((own, front, online)) = self.look() else {
+            return false;
+        };
+        match self.next(own, front, online) {
             // A frontend that started again so fast that nobody saw it start: its page is another one.
-            BackendAction::Wait if own == State::Connected && self.is_replaced() => {
+            BackendAction::Wait if own == State::Connected && self.is_replaced(front) => {
                 self.disconnect();
                 self.switch(own, State::InitWait)
             }
@@ -236,11 +264,14 @@ impl Backend {
         }
     }
 
-    /// Moves from state `own` to `state`. Gives `true`: whether or not the toolstack wrote another state
-    /// meanwhile, there may be more to do.
+    /// Moves from state `own` to `state`. Gives `true` unless the device goes: whether or not the toolstack
+    /// wrote another state meanwhile, there may be more to do.
     fn switch(&self, own: State, state: State) -> bool {
+        let Some(dev) = self.lease.get() else {
+            return false;
+        };
         self.count_operations(OF_A_SWITCH);
-        self.dev.switch_state_from(own, state);
+        dev.switch_state_from(own, state);
         true
     }
 
@@ -258,13 +289,16 @@ impl Backend {
 
     /// Whether a frontend that waits for us has published another page or port than those in use.
     /// Only to be asked in state Connected.
-    fn is_replaced(&self) -> bool {
+    fn is_replaced(&self, front: State) -> bool {
         let in_use = self.link.lock().as_ref().map(Link::keys);
-        let (State::Initialised, Some(in_use)) = (self.dev.peer_state(), in_use) else {
+        let (State::Initialised, Some(in_use)) = (front, in_use) else {
+            return false;
+        };
+        let Some(dev) = self.lease.get() else {
             return false;
         };
         let read = |key: &CStr| {
-            let value = store::NOW.read(self.dev.peer_directory(), key);
+            let value = store::NOW.read(dev.peer_directory(), key);
             value.and_then(|value| value.number())
         };
         match (read(c"pci-op-ref"), read(c"event-channel")) {
@@ -273,15 +307,17 @@ impl Backend {
         }
     }
 
-    /// How many devices the toolstack lists.
+    /// How many devices there are in the list, if that can be believed.
     fn count(&self) -> Result<u32> {
-        let count = store::NOW
-            .read(self.dev.directory(), c"num_devs")
-            .and_then(|value| value.number())
-            .inspect_err(|e| self.dev.fatal(*e, fmt!("Error reading number of devices")))?;
+        let dev = self.lease.get().ok_or(ENODEV)?;
+        let count = listed(&dev).inspect_err(|e| {
+            // Unless the list went with the directory, of which the core is about to hear, too.
+            if dev.own_state() != State::Unknown {
+                dev.fatal(*e, fmt!("Error reading number of devices"));
+            }
+        })?;
         if count > MAX_DEVICES {
-            self.dev
-                .fatal(EINVAL, fmt!("{count} devices are more than can be"));
+            dev.fatal(EINVAL, fmt!("{count} devices are more than can be"));
             return Err(EINVAL);
         }
         Ok(count)
@@ -289,21 +325,9 @@ impl Backend {
 
     /// A key of device `number`.
     fn read(&self, name: &str, number: u32) -> Result<store::Value> {
+        let dev = self.lease.get().ok_or(ENODEV)?;
         self.count_operations(1);
-        store::NOW.read(self.dev.directory(), NumberedKey::new(name, number).text())
-    }
-
-    /// Writes a key of device `number`, unless the toolstack may have taken the directory away.
-    fn write(&self, name: &str, number: u32, value: fmt::Arguments<'_>) -> Result {
-        if self.dying() {
-            return Err(ENODEV);
-        }
-        self.count_operations(1);
-        store::NOW.write(
-            self.dev.directory(),
-            NumberedKey::new(name, number).text(),
-            value,
-        )
+        store::NOW.read(dev.directory(), NumberedKey::new(name, number).text())
     }
 
     /// The state of device `number`; Unknown when the toolstack writes none.
@@ -332,31 +356,55 @@ impl Backend {
     }
 
     /// Exports one device of the list. One that cannot be exported fails alone: its state says Closed,
-    /// the reason is in the store and the log.
+    /// the reason is in the store and the log. Nothing is said about one that left the list meanwhile.
     fn export(&self, number: u32) {
-        let state = match self.try_export(number) {
-            Ok(()) => State::Initialised,
-            Err(e) => {
-                if self.dying() {
-                    return;
-                }
-                self.dev
-                    .error(e, fmt!("device {number} of the list is not exported"));
-                State::Closed
-            }
-        };
-        let _ = self.write("state", number, fmt!("{}", state.number()));
+        let result = self
+            .try_export(number)
+            .and_then(|place| self.publish(number, place));
+        let Err(e) = result else { return };
+        let Some(dev) = self.lease.get() else { return };
+        self.count_operations(2);
+        if !is_listed(dev.own_state(), listed(&dev).ok(), number) {
+            return;
+        }
+        dev.error(e, fmt!("device {number} of the list is not exported"));
+        self.count_operations(OF_AN_UPDATE);
+        // The line above is what is left of a store that is full.
+        let _ = dev.update(|store, directory| write_state(store, directory, number, State::Closed));
     }
 
-    fn try_export(&self, number: u32) -> Result {
-        let generic = self.dev.generic();
+    /// Says where the guest sees device `number`, if it is `new` there, and that it is exported. If that
+    /// cannot be said, it is taken back.
+    fn publish(&self, number: u32, new: Option<Sbdf>) -> Result {
+        let written = self.lease.get().ok_or(ENODEV).and_then(|dev| {
+            self.count_operations(OF_AN_UPDATE);
+            dev.update(|store, directory| {
+                if let Some(place) = new {
+                    let key = NumberedKey::new("vdev", number);
+                    let place = Show(VirtualDevText(place));
+                    store.write(directory, key.text(), fmt!("{place}"))?;
+                }
+                write_state(store, directory, number, State::Initialised)
+            })
+        });
+        if let (Err(_), Some(place)) = (written, new) {
+            if let Some(function) = self.exports.remove(place) {
+                Function::start_release(&function);
+            }
+        }
+        written
+    }
+
+    /// Gives device `number` to the guest; says where it sees it, unless it had it before.
+    fn try_export(&self, number: u32) -> Result<Option<Sbdf>> {
+        let generic = self.lease.generic();
         let text = self.read("dev", number)?;
         let host = Sbdf::parse_dev_key(text.bytes()).map_err(|e| {
             dev_err!(generic, "dev-{}: {}\n", number, Show(e));
             EINVAL
         })?;
         if self.exports.has_host(host) {
-            return Ok(());
+            return Ok(None);
         }
         let function = registry::find_function(host).ok_or_else(|| {
             dev_err!(
@@ -369,7 +417,10 @@ impl Backend {
         function
             .assign(&self.exports, || !self.dying())?
             .map_err(|refusal| {
-                dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
+                // Else the wait for it was given up.
+                if !self.dying() {
+                    dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
+                }
                 EBUSY
             })?;
         let wanted = self.read("vdevfn", number).ok().and_then(|value| {
@@ -392,7 +443,7 @@ impl Backend {
             self.exports.domid,
             Show(address)
         );
-        self.write("vdev", number, fmt!("{}", Show(VirtualDevText(address))))
+        Ok(Some(address))
     }
 
     /// Adds the root buses that are not published yet.
@@ -403,13 +454,15 @@ impl Backend {
                 continue;
             }
             let number = u32::try_from(published.len()).map_err(|_| EINVAL)?;
-            self.write("root", number, fmt!("{}", Show(root)))?;
+            published.reserve(1, GFP_KERNEL)?;
+            let dev = self.lease.get().ok_or(ENODEV)?;
+            self.count_operations(OF_AN_UPDATE);
+            dev.update(|store, directory| {
+                let key = NumberedKey::new("root", number);
+                store.write(directory, key.text(), fmt!("{}", Show(root)))?;
+                store.write(directory, c"root_num", fmt!("{}", number.saturating_add(1)))
+            })?;
             published.push(root, GFP_KERNEL)?;
-            store::NOW.write(
-                self.dev.directory(),
-                c"root_num",
-                fmt!("{}", published.len()),
-            )?;
         }
         Ok(())
     }
@@ -421,32 +474,42 @@ impl Backend {
             return;
         }
         match self.connect() {
-            Ok(link) => {
+            // The device goes: nobody connects to it.
+            None => {}
+            Some(Ok(link)) => {
                 *self.link.lock() = Some(link);
                 self.switch(own, State::Connected);
             }
-            Err((e, text)) => {
+            Some(Err((e, text))) => {
                 if self.attempts.lock().failed(clock::now()) {
                     dev_warn!(
-                        self.dev.generic(),
+                        self.lease.generic(),
                         "a frontend that could not be connected to tries again too often, it has to wait ten minutes\n"
                     );
                 }
                 // What a guest writes decides how often this happens.
-                match self.exports.line() {
-                    Some(left_out) => self.dev.fatal(e, fmt!("{text}{}", Show(left_out))),
-                    None => {
-                        self.switch(own, State::Closing);
+                match (self.exports.line(), self.lease.get()) {
+                    (Some(left_out), Some(dev)) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
+                    (None, Some(dev)) => {
+                        dev.switch_state_from(own, State::Closing);
                     }
+                    (_, None) => {}
                 }
             }
         }
     }
 
-    fn connect(&self) -> Result<Link, (Error, &'static str)> {
+    /// Makes a connection; `None` when the device goes. It is lent for all of it: when a page cannot be
+    /// mapped, the bus code writes a state by itself.
+    fn connect(&self) -> Option<Result<Link, (Error, &'static str)>> {
+        let dev = self.lease.get()?;
+        Some(self.connect_to(&dev))
+    }
+
+    fn connect_to(&self, dev: &DeviceRef) -> Result<Link, (Error, &'static str)> {
         let read = |key: &CStr| {
             store::NOW
-                .read(self.dev.peer_directory(), key)
+                .read(dev.peer_directory(), key)
                 .map_err(|e| (e, "Error reading configuration from frontend"))
         };
         let number = |value: store::Value| {
@@ -461,7 +524,7 @@ impl Backend {
             if let Some(left_out) = self.exports.line() {
                 let start = magic.bytes().get(..16).unwrap_or(magic.bytes());
                 dev_err!(
-                    self.dev.generic(),
+                    dev.generic(),
                     "the frontend's magic is \"{}\"{}\n",
                     Show(Printable(start)),
                     Show(left_out)
@@ -469,7 +532,7 @@ impl Backend {
             }
             return Err((EFAULT, "version mismatch with pcifront - halting"));
         }
-        Link::new(&self.dev, self.exports.clone(), grant, port)
+        Link::new(dev, self.exports.clone(), grant, port)
     }
 
     /// Where the guest sees device `number`.

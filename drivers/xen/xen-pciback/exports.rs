@@ -29,8 +29,8 @@ use pciif::{
 use xen::{
     clock,
     lock::{DualLock, IrqLock},
-    new_dual_lock, new_irq_lock, pci, store,
-    xenbus::DeviceRef,
+    new_dual_lock, new_irq_lock, pci,
+    xenbus::{Bound, Lease},
 };
 
 /// Places for functions; most guests need no more than these first ones.
@@ -45,7 +45,7 @@ const MOST_RESET_WAIT: i64 = 1_100_000_000;
 pub(crate) struct Exports {
     /// The guest.
     pub(crate) domid: u16,
-    dev: DeviceRef,
+    lease: Arc<Lease>,
     #[pin]
     table: DualLock<Topology<Places>>,
     #[pin]
@@ -56,8 +56,8 @@ pub(crate) struct Exports {
 }
 
 impl Exports {
-    /// An empty table for the guest of `dev`.
-    pub(crate) fn new(dev: DeviceRef) -> Result<Arc<Self>> {
+    /// An empty table for the guest of `dev`, which `lease` lends.
+    pub(crate) fn new(dev: &Bound, lease: Arc<Lease>) -> Result<Arc<Self>> {
         let mode = if PASSTHROUGH.get() {
             Mode::Passthrough
         } else {
@@ -68,7 +68,7 @@ impl Exports {
         Arc::pin_init(
             pin_init!(Self {
                 domid: dev.peer_domain(),
-                dev,
+                lease,
                 table <- new_dual_lock!(table, "pciback_exports"),
                 server <- new_mutex!(None),
                 account <- new_irq_lock!(Account::new(), "pciback_account"),
@@ -147,10 +147,14 @@ impl Exports {
         }
     }
 
-    /// Tells the toolstack that the guest cannot recover from an error.
+    /// Tells the toolstack that the guest cannot recover from an error, unless the guest's backend goes
+    /// anyway.
     pub(crate) fn cannot_recover(&self) {
-        // The state of the device is what counts; a store that is full changes nothing about it.
-        let _ = store::NOW.write(self.dev.directory(), c"aerState", fmt!("aerfail"));
+        if let Some(dev) = self.lease.get() {
+            // The state of the device is what counts; a store that is full changes nothing about it.
+            let _ =
+                dev.update(|store, directory| store.write(directory, c"aerState", fmt!("aerfail")));
+        }
     }
 
     /// Gives a function a virtual address. Sleeps.

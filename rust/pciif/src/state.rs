@@ -243,6 +243,16 @@ pub const fn backend_step(own: State, front: State, link_up: bool, online: bool)
     }
 }
 
+/// Whether device `number` is still in the toolstack's list, by our `own` state and the number of devices as
+/// they are now. A toolstack takes devices, the list and our directory away while it is being read: what
+/// is not there any more cannot have failed.
+pub const fn is_listed(own: State, count: Option<u32>, number: u32) -> bool {
+    match (own, count) {
+        (State::Unknown, _) | (_, None) => false,
+        (_, Some(count)) => number < count,
+    }
+}
+
 /// What the frontend does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontendAction {
@@ -874,6 +884,18 @@ mod tests {
             restarts.may_start(120 * SECOND),
             refused(120 * SECOND, true)
         );
+    }
+
+    /// S16.
+    #[test]
+    fn what_the_toolstack_has_taken_away_is_not_listed() {
+        for own in State::ALL {
+            let is_there = own != State::Unknown;
+            assert_eq!(is_listed(own, Some(3), 2), is_there);
+            assert!(!is_listed(own, Some(2), 2), "moved up, or gone");
+            assert!(!is_listed(own, Some(0), 0), "the last one went");
+            assert!(!is_listed(own, None, 0), "the list went");
+        }
     }
 
     #[test]
