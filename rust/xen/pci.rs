@@ -405,6 +405,17 @@ impl Device {
         unsafe { bindings::pci_intx(self.0, i32::from(on)) }
     }
 
+    /// The power state as the core knows it, D0 to D3cold as 0 to 4. One that it does not know counts as D0: a
+    /// function that cannot sleep. Atomic.
+    pub fn power_state(&self) -> u8 {
+        // SAFETY: alive; an aligned word.
+        let state = unsafe { (&raw const (*self.0).current_state).read_volatile() };
+        u8::try_from(state)
+            .ok()
+            .filter(|state| *state <= 4)
+            .unwrap_or(0)
+    }
+
     /// Moves to power state D0 to D3hot (0 to 3). Sleeps up to 10 ms and more.
     ///
     /// Some functions forget their configuration on the way back from D3hot. The PCI core itself then

@@ -514,11 +514,12 @@ impl Function {
             self.flag(grant).store(false, Ordering::Relaxed);
         }
         let _ = config.intx.apply(&self.acknowledger, intx::Event::Disabled);
-        // First no interrupts and no DMA, then the reset (XSA-302): it leaves the guest quiet even if
-        // it has no way to be reset.
-        quiesce(dev);
-        // A guest may have put it to sleep, where it cannot be reset or restored.
+        // First no DMA and no interrupts, then the reset (XSA-302): it leaves the guest quiet even if
+        // it has no way to be reset. A guest may have put it to sleep, where its memory cannot be
+        // reached for the interrupts' end, and where it cannot be reset or restored.
+        dev.set_bus_master(false);
         let _ = dev.set_power_state(0);
+        quiesce(dev);
         let reset = dev.reset();
         self.last_reset.store(errno(reset), Ordering::Relaxed);
         let reset = match reset {
@@ -700,14 +701,8 @@ impl Function {
             // Either request ends whichever of the two is on: when the kernel's MSI code takes down the
             // vectors of MSI-X, the stock frontend hears of MSI.
             Request::DisableMsi { .. } | Request::DisableMsix { .. } => {
-                let (msi, msix) = self.dev.msi_state();
-                if msi {
-                    self.dev.disable_msi();
-                }
-                if msix {
-                    self.dev.disable_msix();
-                }
-                if msi || msix {
+                if self.dev.msi_state() != (false, false) {
+                    self.end_messages();
                     config.give_vectors_back();
                     self.intx(&mut config, intx::Event::MessagesOff);
                 }
@@ -715,6 +710,26 @@ impl Function {
             }
         };
         result.map_or_else(Reply::failed, Reply::done)
+    }
+
+    /// Ends MSI and MSI-X. The kernel and Xen reach into the function's memory for that, which it does not
+    /// answer for while it sleeps: so it is woken without bus mastering, and is as before afterwards.
+    fn end_messages(&self) {
+        let dev = &self.dev;
+        let (slept, was_master) = (dev.power_state(), dev.is_bus_master());
+        if slept != 0 {
+            dev.set_bus_master(false);
+            // One that cannot be woken loses them nevertheless: nobody else would take them back.
+            let _ = dev.set_power_state(0);
+            // What it had forgotten was written back.
+            dev.set_bus_master(false);
+        }
+        dev.disable_msix();
+        dev.disable_msi();
+        if slept != 0 {
+            let _ = dev.set_power_state(slept);
+            dev.set_bus_master(was_master);
+        }
     }
 
     /// Tells dom0's handler on the line what happened. An error is said: without the handler dom0 may
@@ -822,7 +837,7 @@ impl Function {
     }
 
     fn enable_msi(&self, config: &Config) -> Result<u32, OpStatus> {
-        if self.dev.msi_state() != (false, false) {
+        if self.dev.msi_state() != (false, false) || self.dev.power_state() != 0 {
             return Err(OpStatus::OpFailed);
         }
         self.enable_messages(config, "MSI", || self.dev.enable_msi())?;
@@ -836,7 +851,8 @@ impl Function {
     }
 
     fn enable_msix(&self, config: &Config, wanted: &mut [MsixEntry]) -> Result<u32, OpStatus> {
-        if self.dev.msi_state() != (false, false) || !self.decodes_memory() {
+        let dev = &self.dev;
+        if dev.msi_state() != (false, false) || dev.power_state() != 0 || !self.decodes_memory() {
             return Err(OpStatus::OpFailed);
         }
         let table = self.dev.msix_table_size();
@@ -916,9 +932,11 @@ fn warn_of_neighbours(dev: &pci::Device) {
     }
 }
 
-/// No interrupts of any kind, no DMA. Memory and I/O decoding stay on: an access of the host to a
-/// function without them can bring the machine down (XSA-120).
+/// No DMA, no interrupts of any kind; the function is awake. Memory and I/O decoding stay on: an access of the
+/// host to a function without them can bring the machine down (XSA-120).
 fn quiesce(dev: &pci::Device) {
+    // What woke it may have switched that on again.
+    dev.set_bus_master(false);
     dev.disable_msix();
     dev.disable_msi();
     if dev.is_enabled() {
@@ -973,8 +991,10 @@ impl config::Function for Host<'_> {
     }
 
     fn enable(&mut self) -> Result<(), OpStatus> {
+        // The core would wake it by itself, and not give it back all that it forgot.
         self.dev
-            .enable()
+            .set_power_state(0)
+            .and_then(|()| self.dev.enable())
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
