@@ -6,7 +6,7 @@ use super::{start_nic, unload_frontend, Case, Ends, Lab, DRIVER};
 use crate::{
     config, files,
     image::Kernel,
-    machine::{GuestOptions, Profile, NIC, STANDARD},
+    machine::{GuestOptions, Profile, NIC, SMP, STANDARD},
 };
 use anyhow::{ensure, Context, Result};
 
@@ -38,7 +38,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "reads_from_four_vcpus_lose_no_event",
         ends: Ends::RustFrontend,
-        profile: &STANDARD,
+        profile: &SMP,
         run: four_vcpus,
     },
     Case {

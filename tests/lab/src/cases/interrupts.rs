@@ -88,6 +88,11 @@ fn intx(lab: &Lab<'_>) -> Result<()> {
         "{}",
         guest.sh("dmesg | tail -n 20")?
     );
+    // dom0's handler may still be at the last one.
+    lab.machine.until(
+        &format!("[ $(sed -n 's/^{EDU}:.*://p' {DRIVER}/irq_handlers) -ge 200 ]"),
+        10,
+    )?;
     let (state, count) = handler(lab, EDU)?;
     say!("    200 interrupts raised, dom0 acknowledged {count}");
     ensure!(
