@@ -35,7 +35,10 @@ use crate::{
     intx::{Acknowledger, Control},
     registry, PERMISSIVE, QUEUE, REQUIRE_RESET,
 };
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering},
+};
 use kernel::{
     bindings, new_condvar, new_mutex,
     prelude::*,
@@ -53,6 +56,7 @@ use pciif::{
     op::{OpStatus, Reply, Request},
     quirk::{Quirk, QuirkLine, QuirkRefusal},
     sbdf::Sbdf,
+    vectors::Refused,
     wire::{MsixEntry, MAX_MSIX_VECTORS},
 };
 use xen::{
@@ -91,6 +95,8 @@ struct Config {
     denied: DeniedWrites,
     /// What the present guest's vectors for MSI or MSI-X take of the memory of its account.
     vector_bytes: u64,
+    /// What of them was refused to the present guest. A cell, as this is changed while the request is under way.
+    refused: Cell<Refused>,
 }
 
 impl Config {
@@ -274,6 +280,7 @@ impl Function {
                     intx: Control::new(),
                     denied: DeniedWrites::new(),
                     vector_bytes: 0,
+                    refused: Cell::new(Refused::NONE),
                 }, "pciback_config"),
                 release <- Item::new(c"xen-pciback-release", kernel::static_lock_class!()),
             }),
@@ -435,6 +442,7 @@ impl Function {
         }
         config.space.reset_for_assignment();
         config.denied.clear();
+        config.refused.set(Refused::NONE);
         if let Err(e) = self.dev.set_owner(domid) {
             drop(config);
             let _ = self.apply(Event::Release);
@@ -810,18 +818,20 @@ impl Function {
         }
     }
 
-    /// Enables what `name` says, MSI or MSI-X. The kernel's own code has a line in the log for each time
-    /// that Xen refuses it, and no limit for them.
+    /// Enables `count` vectors of what `name` says, MSI or MSI-X. The kernel's own code has a line in the log
+    /// for each time that Xen refuses it, and no limit for them.
     fn enable_messages(
         &self,
         config: &Config,
-        name: &str,
+        (name, count): (&str, u16),
         enable: impl FnOnce() -> Result,
     ) -> Result<(), OpStatus> {
         let guest = config.guest.as_ref().ok_or(OpStatus::DevNotFound)?;
-        match guest.try_aloud(enable) {
+        let refused = config.refused.get();
+        match guest.try_aloud(refused.is_fresh(count), enable) {
             None => Err(OpStatus::OpFailed),
             Some(result) => result.map_err(|e| {
+                config.refused.set(refused.after(count));
                 if let Some(left_out) = guest.line() {
                     dev_warn!(
                         self.dev.as_generic(),
@@ -840,7 +850,7 @@ impl Function {
         if self.dev.msi_state() != (false, false) || self.dev.power_state() != 0 {
             return Err(OpStatus::OpFailed);
         }
-        self.enable_messages(config, "MSI", || self.dev.enable_msi())?;
+        self.enable_messages(config, ("MSI", 1), || self.dev.enable_msi())?;
         match pci::msi_pirq(self.dev.irq()) {
             0 => {
                 self.dev.disable_msi();
@@ -868,7 +878,9 @@ impl Function {
             entry.entry = wanted.entry;
         }
         let entries = entries.get_mut(..wanted.len()).ok_or(OpStatus::OpFailed)?;
-        self.enable_messages(config, "MSI-X", || self.dev.enable_msix(entries))?;
+        // CAST: at most 128.
+        let count = entries.len() as u16;
+        self.enable_messages(config, ("MSI-X", count), || self.dev.enable_msix(entries))?;
         for (wanted, entry) in wanted.iter_mut().zip(entries.iter()) {
             match u16::try_from(pci::msi_pirq(entry.vector)) {
                 Ok(pirq @ 1..) => wanted.vector = pirq,

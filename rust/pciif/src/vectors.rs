@@ -10,6 +10,37 @@
 
 use crate::wire::{MsixEntry, MAX_MSIX_VECTORS};
 
+/// How many vectors were refused to a guest for a function, the least of it: kept by the backend for as
+/// long as the function is assigned.
+///
+/// The kernel writes a line for each refusal, so refusals are limited. But a driver that finds out how many it can
+/// have must come to its end: it asks for a half each time. So half of what was refused may always be asked
+/// for; from 128 vectors down to one that is eight refusals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused(Option<u16>);
+
+impl Refused {
+    /// Nothing was.
+    pub const NONE: Self = Self(None);
+
+    /// Whether `count` vectors may be asked for, whatever else has failed.
+    pub const fn is_fresh(self, count: u16) -> bool {
+        match self.0 {
+            None => true,
+            Some(least) => count <= least / 2,
+        }
+    }
+
+    /// After `count` vectors were refused.
+    #[must_use]
+    pub const fn after(self, count: u16) -> Self {
+        match self.0 {
+            Some(least) if least < count => self,
+            _ => Self(Some(count)),
+        }
+    }
+}
+
 /// Numbers of errors, as the kernel has them. (`core` has no names for them.)
 mod errno {
     pub(super) const EIO: i32 = 5;
@@ -105,6 +136,38 @@ fn are_vectors(entries: &[MsixEntry]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_driver_that_halves_its_wish_always_comes_to_its_end() {
+        for first in 1..=128 {
+            let (mut refused, mut count, mut refusals) = (Refused::NONE, first, 0);
+            while count > 0 {
+                assert!(refused.is_fresh(count), "{first}: {count}");
+                refused = refused.after(count);
+                refusals += 1;
+                count /= 2;
+            }
+            assert!(refusals <= 8);
+            // Nothing is left to be asked for like that.
+            assert!((1..=128).all(|count| !refused.is_fresh(count)));
+        }
+    }
+
+    #[test]
+    fn refusals_in_any_order_are_few() {
+        for step in 1..=128u16 {
+            let (mut refused, mut refusals) = (Refused::NONE, 0);
+            for at in 0..1000u32 {
+                let count = 1 + ((at * u32::from(step)) % 128) as u16;
+                if refused.is_fresh(count) {
+                    refused = refused.after(count);
+                    refusals += 1;
+                }
+            }
+            assert!(refusals <= 8, "{step}: {refusals}");
+        }
+        assert_eq!(Refused::NONE.after(4).after(9), Refused::NONE.after(4));
+    }
     use std::vec::Vec;
 
     fn entries(vectors: &[u16]) -> Vec<MsixEntry> {
