@@ -82,21 +82,17 @@ fn intx(lab: &Lab<'_>) -> Result<()> {
     }
     // Each interrupt that the card is told to raise reaches the guest, and dom0, which acknowledges it. The line is
     // level-triggered: before both have ended an interrupt there is no next one, and there may be one more while
-    // the guest is on its way to quiet the card.
+    // the guest is on its way to quiet the card. Xen itself ends one that a domain takes more than a millisecond
+    // for, so a dom0 that has no turn may miss a few.
     ensure!(
         raise(&guest, "raise=200")? == "msi=0 raised=200 heard=200",
         "{}",
         guest.sh("dmesg | tail -n 20")?
     );
-    // dom0's handler may still be at the last one.
-    lab.machine.until(
-        &format!("[ $(sed -n 's/^{EDU}:.*://p' {DRIVER}/irq_handlers) -ge 200 ]"),
-        10,
-    )?;
     let (state, count) = handler(lab, EDU)?;
     say!("    200 interrupts raised, dom0 acknowledged {count}");
     ensure!(
-        state == "on:acking" && (200..=400).contains(&count),
+        state == "on:acking" && (150..=400).contains(&count),
         "{state} {count}"
     );
     guest.sh("rmmod guestdrv")?;
@@ -113,7 +109,7 @@ fn intx(lab: &Lab<'_>) -> Result<()> {
     let (state, count) = handler(lab, RTL)?;
     say!("    1 MiB: the guest got {got} interrupts, dom0 acknowledged {count}");
     ensure!(
-        state == "on:acking" && got > 0 && count >= got,
+        state == "on:acking" && got > 0 && count >= got - got / 4,
         "{state} {count}"
     );
     let line = lab.sh("grep xen-pciback /proc/interrupts")?;
