@@ -159,6 +159,17 @@ impl Device {
         self.report(error, text, true);
     }
 
+    /// As [`Self::fatal`], but nothing goes into the log: for what another domain can repeat.
+    pub fn fatal_unsaid(&self, error: Error, text: fmt::Arguments<'_>) {
+        self.state_was_written(self.own_state());
+        // The core's own place and form for it. Who reads it misses nothing that matters if it cannot be written.
+        if let Ok(place) = CString::try_from_fmt(fmt!("error/{}", self.directory())) {
+            let number = error.to_errno().wrapping_neg();
+            let _ = store::NOW.write(&place, c"error", fmt!("{number} {text}"));
+        }
+        self.switch_state(State::Closing);
+    }
+
     fn report(&self, error: Error, text: fmt::Arguments<'_>, fatal: bool) {
         if fatal {
             // The core does not write a state that it takes for the present one.

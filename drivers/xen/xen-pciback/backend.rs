@@ -490,9 +490,7 @@ impl Backend {
                 // What a guest writes decides how often this happens.
                 match (self.exports.line(), self.lease.get()) {
                     (Some(left_out), Some(dev)) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
-                    (None, Some(dev)) => {
-                        dev.switch_state_from(own, State::Closing);
-                    }
+                    (None, Some(dev)) => dev.fatal_unsaid(e, fmt!("{text}")),
                     (_, None) => {}
                 }
             }

@@ -426,8 +426,25 @@ impl Machine {
             inside: options.counted.map_or(PATIENCE, |_| 1),
             outside: options.counted.map_or(PATIENCE, |_| PATIENCE_COUNTED),
         };
-        machine.ask("true", 180).context("dom0 did not come up")?;
+        machine.until_up()?;
         Ok(machine)
+    }
+
+    /// Waits until dom0 answers, but not for one that will not.
+    fn until_up(&self) -> Result<()> {
+        const SECONDS: u64 = 180;
+        const LOOK_EVERY: u64 = 60;
+        let end = Instant::now() + Duration::from_secs(SECONDS * self.outside);
+        loop {
+            match self.ask_for("true", SECONDS, LOOK_EVERY) {
+                Ok(_) => return Ok(()),
+                Err(e) if Instant::now() >= end => return Err(e.context("dom0 did not come up")),
+                Err(_) => {}
+            }
+            if let Some(lost) = self.lost_interrupt() {
+                bail!("the emulator lost an interrupt: {lost}");
+            }
+        }
     }
 
     /// Runs a shell command in dom0, for at most so many seconds on an idle host.
