@@ -691,12 +691,12 @@ impl Fare {
     }
 }
 
-/// The most that each of the [`FIGURES`] may grow in a storm, as a factor; the CPU by so many percent. They hold on a host
-/// with three times as much to do as it has CPUs, and are no goals. In a flood a program of dom0 that slept is late: the
-/// work item that serves the guests goes before it.
+/// The most that each of the [`FIGURES`] may grow in a storm, as a factor; the CPU by so many percent of one. In a flood
+/// the workers of two guests may have all that nobody else of dom0 wants, and each of them a little of it in the
+/// event handler.
 type Limits = [f64; 6];
 const EVENTS: Limits = [2.0, 2.0, 3.0, 3.0, 5.0, 50.0];
-const FLOODS: Limits = [3.0, 3.0, 60.0, 3.0, 6.0, 80.0];
+const FLOODS: Limits = [2.0, 2.0, 6.0, 3.0, 6.0, 150.0];
 const FLAPS: Limits = [3.0, 3.0, 12.0, 4.0, 8.0, 50.0];
 
 /// dom0's memory in KiB: what its kernel has allocated and cannot give back, and what the store has.
