@@ -554,7 +554,8 @@ impl Device {
     fn has_own_reset(&self) -> bool {
         /// The core's numbers of the ways that reset a bus begin here (`pci_reset_fn_methods`).
         const BUS: u8 = 6;
-        // SAFETY: alive.
+        // SAFETY: the invariant: a live device. The list is bytes, copied; the core writes it only when
+        // an administrator orders the methods anew.
         let ways = unsafe { (*self.0).reset_methods };
         // The list ends with 0.
         ways.iter()

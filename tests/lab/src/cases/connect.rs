@@ -4,7 +4,7 @@
 
 use super::{start_nic, unload_frontend, Case, Ends, Lab, DRIVER};
 use crate::{
-    config, files,
+    config,
     image::Kernel,
     machine::{GuestOptions, Profile, NIC, SMP, STANDARD},
 };
@@ -100,18 +100,7 @@ fn nic(lab: &Lab<'_>) -> Result<()> {
     let driver = guest.sh("readlink /sys/bus/pci/devices/0000:00:00.0/driver")?;
     ensure!(driver.trim().ends_with("/e1000e"), "driver: {driver}");
 
-    const SIZE: usize = 8 << 20;
-    let sum = guest.sh_within(
-        &format!(
-            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
-            lab.port
-        ),
-        200,
-    )?;
-    ensure!(
-        sum.starts_with(&files::sum(&files::contents(SIZE))),
-        "8 MiB arrived with sum {sum}"
-    );
+    super::download(lab, &guest, 8 << 20)?;
     let interrupts = guest.sh("grep pcifront-msi-x /proc/interrupts")?;
     let counts: Vec<u64> = interrupts
         .lines()
@@ -253,18 +242,7 @@ fn in_tree(lab: &Lab<'_>) -> Result<()> {
     guest.until("[ -e /sys/class/net/eth0 ]", 30)?;
     guest.sh("ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0")?;
     guest.until(super::LINK_IS_UP, 30)?;
-    const SIZE: usize = 1 << 20;
-    let sum = guest.sh_within(
-        &format!(
-            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
-            lab.port
-        ),
-        200,
-    )?;
-    ensure!(
-        sum.starts_with(&files::sum(&files::contents(SIZE))),
-        "1 MiB arrived with sum {sum}"
-    );
+    super::download(lab, &guest, 1 << 20)?;
     let kind = |is_module: bool| if is_module { "a module" } else { "built in" };
     let back = lab
         .machine

@@ -50,16 +50,7 @@ fn traffic(lab: &Lab<'_>, guest: &Guest<'_>, interface: &str) -> Result<()> {
     guest.sh(&format!(
         "ip link set {interface} up && ip addr add 10.0.2.16/24 dev {interface}"
     ))?;
-    let got = guest.sh_within(
-        &format!(
-            "wget -q -O - http://10.0.2.2:{}/1048576 | sha256sum",
-            lab.port
-        ),
-        120,
-    )?;
-    let expected = crate::files::sum(&crate::files::contents(1 << 20));
-    ensure!(got.starts_with(&expected), "1 MiB arrived with sum {got}");
-    Ok(())
+    super::download(lab, guest, 1 << 20)
 }
 
 /// Has the emulator's own card interrupt the guest; what the driver there says came of it.

@@ -437,18 +437,7 @@ fn vf_traffic(lab: &Lab<'_>, guest: &Guest<'_>) -> Result<()> {
     guest.until(super::LINK_IS_UP, 30)?;
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
-    const SIZE: usize = 1 << 20;
-    let sum = guest.sh_within(
-        &format!(
-            "wget -q -O - http://10.0.2.2:{}/{SIZE} | sha256sum",
-            lab.port
-        ),
-        200,
-    )?;
-    ensure!(
-        sum.starts_with(&files::sum(&files::contents(SIZE))),
-        "1 MiB arrived with sum {sum}"
-    );
+    super::download(lab, guest, 1 << 20)?;
     let interrupts = guest.sh("grep pcifront-msi-x /proc/interrupts")?;
     let counts: Vec<u64> = interrupts
         .lines()

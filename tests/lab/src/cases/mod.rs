@@ -14,7 +14,10 @@ mod seeds;
 mod sysfs;
 mod xenbus;
 
-use crate::machine::{Guest, GuestOptions, Machine, Profile, NIC};
+use crate::{
+    files,
+    machine::{Guest, GuestOptions, Machine, Profile, NIC},
+};
 use agent::Answer;
 use anyhow::{ensure, Result};
 
@@ -253,6 +256,23 @@ pub fn start_nic(guest: &Guest<'_>) -> Result<String> {
     let ping = guest.sh("ping -c 3 -W 10 10.0.2.2")?;
     ensure!(ping.contains("3 packets received"), "{ping}");
     Ok(ping)
+}
+
+/// Downloads so many bytes in a guest whose network is up, and checks their sum.
+pub fn download(lab: &Lab<'_>, guest: &Guest<'_>, size: usize) -> Result<()> {
+    let sum = guest.sh_within(
+        &format!(
+            "wget -q -O - http://10.0.2.2:{}/{size} | sha256sum",
+            lab.port
+        ),
+        200,
+    )?;
+    ensure!(
+        sum.starts_with(&files::sum(&files::contents(size))),
+        "{}: {size} bytes arrived with sum {sum}",
+        guest.name
+    );
+    Ok(())
 }
 
 /// Takes the frontend's devices from it and unloads it: the bus code keeps a module of ours that
