@@ -5,7 +5,7 @@
 //! The kernel crate's `pci::Device` has no state saving, reset, MSI switching for others, error
 //! returns of configuration accesses, or lookup: so this is a type of its own over `pci_dev`.
 
-use crate::sys;
+use crate::{compat, sys};
 use core::marker::PhantomData;
 use kernel::{
     bindings,
@@ -552,15 +552,13 @@ impl Device {
     /// Whether the core knows a way to reset this function alone. A way that resets its bus may be on the
     /// core's list though others are on that bus: the list is made when nobody else has been found there yet.
     fn has_own_reset(&self) -> bool {
-        /// The core's numbers of the ways that reset a bus begin here (`pci_reset_fn_methods`).
-        const BUS: u8 = 6;
         // SAFETY: the invariant: a live device. The list is bytes, copied; the core writes it only when
         // an administrator orders the methods anew.
         let ways = unsafe { (*self.0).reset_methods };
         // The list ends with 0.
         ways.iter()
             .take_while(|way| **way != 0)
-            .any(|way| *way < BUS)
+            .any(|way| *way < compat::RESETS_OF_A_BUS)
     }
 
     /// Resets the function while a guest uses it, and writes its configuration back. Takes the device
