@@ -18,10 +18,14 @@ use crate::{
 };
 use anyhow::{anyhow, Context, Result};
 use std::{
+    collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        mpsc::{self, Receiver, RecvTimeoutError},
+        Arc, Mutex, MutexGuard, PoisonError,
+    },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Minutes each: begun first, so that no lane has one of them left when the others are done. Those that load
@@ -46,6 +50,8 @@ pub struct Plan<'a> {
     pub front: &'a str,
     /// How often.
     pub counts: Counts,
+    /// How long each case may take.
+    pub limit: Option<Duration>,
     /// Virtual CPUs of dom0, instead of each profile's.
     pub vcpus: Option<u32>,
 }
@@ -101,7 +107,13 @@ struct Queue<'a> {
     waiting: Mutex<Vec<&'static Case>>,
     tally: Mutex<Tally>,
     images: Mutex<Vec<(Kernel, Arc<Images>)>>,
+    /// What each lane does, and since when.
+    at_work: Mutex<BTreeMap<String, Instant>>,
 }
+
+/// A lane that does one thing for so long is named, and named again: who watches, or reads how a run was cut
+/// off, sees where the time goes.
+const NAMED_AFTER: Duration = Duration::from_secs(300);
 
 /// How many machines this host can have at once: a CPU and 5 GiB for each, and four are enough.
 pub fn most() -> usize {
@@ -133,6 +145,7 @@ pub fn run(plan: &Plan<'_>, mut cases: Vec<&'static Case>, jobs: usize) -> Resul
         waiting: Mutex::default(),
         tally: Mutex::default(),
         images: Mutex::default(),
+        at_work: Mutex::default(),
     };
     let (alone, beside) = cases.into_iter().partition(|case| plan.is_alone(case));
     queue.all(beside, jobs);
@@ -159,6 +172,8 @@ impl Queue<'_> {
         }
         let out = &self.plan.paths.out;
         let panics = thread::scope(|scope| {
+            let (done, lanes_are_done) = mpsc::channel::<()>();
+            scope.spawn(move || self.name_long_work(&lanes_are_done));
             let lane = |number: usize| {
                 scope.spawn(move || {
                     if lanes == 1 {
@@ -170,7 +185,9 @@ impl Queue<'_> {
             };
             let lanes: Vec<_> = (1..=lanes).map(lane).collect();
             let ends = lanes.into_iter().map(|lane| lane.join());
-            ends.filter(Result::is_err).count()
+            let panics = ends.filter(Result::is_err).count();
+            drop(done);
+            panics
         });
         let left: Vec<_> = lock(&self.waiting).drain(..).collect();
         let mut tally = lock(&self.tally);
@@ -180,6 +197,25 @@ impl Queue<'_> {
         for case in left {
             tally.fail(case.name, "its machine does not boot");
         }
+    }
+
+    /// Until the other end of the channel is gone.
+    fn name_long_work(&self, lanes_are_done: &Receiver<()>) {
+        while lanes_are_done.recv_timeout(NAMED_AFTER / 5) == Err(RecvTimeoutError::Timeout) {
+            for (what, start) in &*lock(&self.at_work) {
+                if start.elapsed() >= NAMED_AFTER {
+                    say!("    {} s by now: {what}", start.elapsed().as_secs());
+                }
+            }
+        }
+    }
+
+    /// Does a piece of work that has a name.
+    fn named<T>(&self, what: &str, work: impl FnOnce() -> T) -> T {
+        lock(&self.at_work).insert(what.to_owned(), Instant::now());
+        let result = work();
+        lock(&self.at_work).remove(what);
+        result
     }
 
     /// The next case: one for this machine if there is any, else one whose machine can be booted.
@@ -200,7 +236,8 @@ impl Queue<'_> {
                 Some((here, profile)) if profile.name == case.profile.name => here,
                 other => {
                     self.end(other);
-                    match self.boot(out, case.profile) {
+                    let what = format!("machine \"{}\" for {}", case.profile.name, case.name);
+                    match self.named(&what, || self.boot(out, case.profile)) {
                         Ok(here) => here,
                         Err(e) => {
                             say!("machine \"{}\": {e:#}", case.profile.name);
@@ -211,7 +248,7 @@ impl Queue<'_> {
                     }
                 }
             };
-            match self.case(case, here, out) {
+            match self.named(case.name, || self.case(case, here, out)) {
                 Ok((here, true)) => machine = Some((here, case.profile)),
                 // Whatever is wrong with it, the next case does not inherit it.
                 Ok((here, false)) => self.end(Some((here, case.profile))),
@@ -279,6 +316,7 @@ impl Queue<'_> {
             front: self.plan.front,
             port: self.port,
             counts: self.plan.counts,
+            limit: self.plan.limit,
         });
         (result, start.elapsed().as_secs_f32())
     }

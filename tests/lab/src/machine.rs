@@ -2,17 +2,19 @@
 
 //! One QEMU with Xen in it, its dom0 and its guests.
 
-use crate::image::{Images, Kernel};
-use agent::{Answer, Request};
+use crate::{
+    control::Control,
+    image::{Images, Kernel},
+};
+use agent::Answer;
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use std::{
     cell::Cell,
     fs::File,
-    io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -258,9 +260,7 @@ pub struct Counted {
 pub struct Machine {
     qemu: Child,
     qmp: PathBuf,
-    control: UnixStream,
-    answers: Receiver<Answer>,
-    next_id: Cell<u64>,
+    control: Control,
     /// `xl` calls that had to be repeated.
     pub xl_repeated: Cell<u32>,
     /// The console of Xen and dom0.
@@ -277,6 +277,9 @@ pub struct Machine {
     /// The same, in the host's time.
     outside: u64,
 }
+
+/// How long QEMU gets for an answer.
+const QMP: Duration = Duration::from_secs(5);
 
 /// The limits in the cases are generous on an idle host. A busy one, or one of another make, may take this many
 /// times as long, and nothing is wrong then.
@@ -400,23 +403,10 @@ impl Machine {
                 }
             }
         };
-        let reader = BufReader::new(control.try_clone()?);
-        let (send, answers) = mpsc::channel();
-        thread::spawn(move || {
-            for line in reader.split(b'\n').map_while(Result::ok) {
-                if let Some(answer) = Answer::from_line(&String::from_utf8_lossy(&line)) {
-                    if send.send(answer).is_err() {
-                        break;
-                    }
-                }
-            }
-        });
         let machine = Self {
             qemu,
             qmp,
-            control,
-            answers,
-            next_id: Cell::new(1),
+            control: Control::new(control)?,
             xl_repeated: Cell::new(0),
             console,
             console_read: Cell::new(0),
@@ -433,18 +423,13 @@ impl Machine {
     /// Waits until dom0 answers, but not for one that will not.
     fn until_up(&self) -> Result<()> {
         const SECONDS: u64 = 180;
-        const LOOK_EVERY: u64 = 60;
-        let end = Instant::now() + Duration::from_secs(SECONDS * self.outside);
-        loop {
-            match self.ask_for("true", SECONDS, LOOK_EVERY) {
-                Ok(_) => return Ok(()),
-                Err(e) if Instant::now() >= end => return Err(e.context("dom0 did not come up")),
-                Err(_) => {}
-            }
-            if let Some(lost) = self.lost_interrupt() {
-                bail!("the emulator lost an interrupt: {lost}");
-            }
-        }
+        let asked = self.ask_for("true", SECONDS, SECONDS * self.outside);
+        asked.context("dom0 did not come up").map(drop)
+    }
+
+    /// From now on everything has to be done in `limit`: what is asked later is refused. `None` ends that.
+    pub fn limit(&self, limit: Option<Duration>) {
+        self.control.limit(limit);
     }
 
     /// Runs a shell command in dom0, for at most so many seconds on an idle host.
@@ -458,29 +443,10 @@ impl Machine {
 
     /// Runs a shell command in dom0 for at most `inside` seconds of its time, `outside` of the host's.
     fn ask_for(&self, command: &str, inside: u64, outside: u64) -> Result<Answer> {
-        let id = self.next_id.replace(self.next_id.get() + 1);
-        let request = Request {
-            id,
-            timeout: inside,
-            command: command.to_owned(),
-        };
-        let end = Instant::now() + Duration::from_secs(outside);
-        while Instant::now() < end {
-            (&self.control)
-                .write_all(request.to_line().as_bytes())
-                .context("QEMU is gone")?;
-            let again = Instant::now() + Duration::from_secs(5);
-            loop {
-                let left = again.saturating_duration_since(Instant::now());
-                match self.answers.recv_timeout(left) {
-                    Ok(answer) if answer.id == id => return Ok(answer),
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => bail!("QEMU is gone"),
-                }
-            }
-        }
-        bail!("dom0 gave no answer in {outside} s to: {command}")
+        self.control.ask(command, inside, outside, || {
+            let lost = self.lost_interrupt()?;
+            Some(format!("the emulator lost an interrupt: {lost}"))
+        })
     }
 
     /// As [`Self::ask`]; a status other than 0 is an error. Gives the output.
@@ -564,7 +530,7 @@ impl Machine {
             name: name.to_owned(),
             tty: self.sh(&tty)?.trim().into(),
         };
-        let end = Instant::now() + Duration::from_secs(300 * self.outside);
+        let end = Instant::now() + Duration::from_secs(120 * self.outside);
         loop {
             match guest.try_for("true", 5) {
                 Ok(answer) if answer.status == 0 => return Ok(guest),
@@ -593,15 +559,40 @@ impl Machine {
 
     /// A command for QEMU's own monitor.
     pub fn monitor(&self, command: &str) -> Result<String> {
-        let stream = UnixStream::connect(&self.qmp)?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        let mut qmp = qapi::Qmp::from_stream(&stream);
-        qmp.handshake()?;
-        let text = qmp.execute(&qapi::qmp::human_monitor_command {
+        let command = qapi::qmp::human_monitor_command {
             command_line: command.to_owned(),
             cpu_index: None,
-        })?;
-        Ok(text)
+        };
+        self.qmp(command)
+    }
+
+    /// A command for QEMU.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU refuses it or gives no answer. One that stands still may not even let us connect, which has
+    /// no limit of its own: a thread of its own does it, and ends at the latest with QEMU.
+    fn qmp<C>(&self, command: C) -> Result<C::Ok>
+    where
+        C: qapi::qmp::QmpCommand + Send + 'static,
+        C::Ok: Send,
+    {
+        let socket = self.qmp.clone();
+        let (send, answer) = mpsc::channel();
+        thread::spawn(move || {
+            let ask = || -> Result<_> {
+                let stream = UnixStream::connect(socket)?;
+                stream.set_read_timeout(Some(QMP))?;
+                let mut qmp = qapi::Qmp::from_stream(&stream);
+                qmp.handshake()?;
+                Ok(qmp.execute(&command)?)
+            };
+            // Nobody may wait for it any more.
+            let _ = send.send(ask());
+        });
+        answer
+            .recv_timeout(2 * QMP)
+            .context("QEMU gives no answer")?
     }
 
     /// Says so when the emulator has lost an interrupt, which stops the hypervisor for good: a CPU is
@@ -679,15 +670,7 @@ fn devices(profile: &Profile, run: &Path) -> Result<Vec<String>> {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let quit = || -> Result<()> {
-            let stream = UnixStream::connect(&self.qmp)?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            let mut qmp = qapi::Qmp::from_stream(&stream);
-            qmp.handshake()?;
-            qmp.execute(&qapi::qmp::quit {})?;
-            Ok(())
-        };
-        let _ = quit();
+        let _ = self.qmp(qapi::qmp::quit {});
         for _ in 0..50 {
             if matches!(self.qemu.try_wait(), Ok(Some(_))) {
                 return;

@@ -8,6 +8,7 @@ mod say;
 mod bench;
 mod cases;
 mod config;
+mod control;
 mod files;
 mod image;
 mod lanes;
@@ -24,7 +25,7 @@ use machine::{GuestOptions, Machine, Options, Profile, SMP, STANDARD};
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 #[derive(Parser)]
@@ -206,13 +207,25 @@ fn run(arguments: &Arguments) -> Result<bool> {
             vcpus,
         } => {
             let full = choice.full;
+            let more = full
+                || [connects, cycles, reads, storm]
+                    .into_iter()
+                    .any(Option::is_some);
             let counts = Counts {
                 connects: connects.unwrap_or(if full { 100 } else { 10 }),
                 cycles: cycles.unwrap_or(if full { 10_000 } else { 140 }),
                 reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
             };
-            run_cases(arguments, &paths, choice, counts, (*jobs, *vcpus))
+            let plan = Plan {
+                paths: &paths,
+                back: &arguments.back,
+                front: &arguments.front,
+                counts,
+                limit: (!more).then_some(LIMIT),
+                vcpus: *vcpus,
+            };
+            run_cases(&plan, choice, *jobs)
         }
         Do::Demo => demo(arguments, &images(&paths, Kernel::Stock)?),
         Do::Shell => shell(arguments, &images(&paths, Kernel::Stock)?),
@@ -300,17 +313,14 @@ fn boot(images: &Images, out: &Path, profile: &Profile, vcpus: Option<u32>) -> R
 /// So many of the slowest cases are named at the end.
 const SLOWEST: usize = 10;
 
-fn run_cases(
-    arguments: &Arguments,
-    paths: &Paths,
-    choice: &Choice,
-    counts: Counts,
-    (jobs, vcpus): (Option<usize>, Option<u32>),
-) -> Result<bool> {
+/// How long a case may take in an ordinary run. The longest takes a third of it on two CPUs.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+
+fn run_cases(plan: &Plan<'_>, choice: &Choice, jobs: Option<usize>) -> Result<bool> {
     let fits = |case: &&Case| match case.ends {
         Ends::Any | Ends::Own => true,
-        Ends::RustBackend => arguments.back == "rust",
-        Ends::RustFrontend => arguments.front == "rust",
+        Ends::RustBackend => plan.back == "rust",
+        Ends::RustFrontend => plan.front == "rust",
     };
     let chosen = choice.cases();
     for case in chosen.iter().filter(|case| !fits(case)) {
@@ -322,14 +332,7 @@ fn run_cases(
         }
     }
     let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
-    let plan = Plan {
-        paths,
-        back: &arguments.back,
-        front: &arguments.front,
-        counts,
-        vcpus,
-    };
-    let tally = lanes::run(&plan, chosen, jobs.unwrap_or_else(lanes::most))?;
+    let tally = lanes::run(plan, chosen, jobs.unwrap_or_else(lanes::most))?;
     if tally.repeated > 0 {
         println!("xl had to be repeated {} times", tally.repeated);
     }
@@ -363,6 +366,7 @@ fn demo(arguments: &Arguments, images: &Images) -> Result<bool> {
         front: &arguments.front,
         port: 0,
         counts: Counts::default(),
+        limit: None,
     };
     println!("\ndom0: the NIC is hidden by xen-pciback\n");
     lab.load_with_nic()?;
@@ -399,6 +403,7 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
         front: &arguments.front,
         port: 0,
         counts: Counts::default(),
+        limit: None,
     };
     lab.load_with_nic()?;
     lab.nic_guest("guest")?;

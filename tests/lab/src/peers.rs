@@ -184,6 +184,7 @@ fn observe(paths: &image::Paths, (back, front): (&str, &str)) -> Result<Outcomes
                 front,
                 port,
                 counts: Counts::default(),
+                limit: None,
             },
             started: &started,
             left: RefCell::default(),

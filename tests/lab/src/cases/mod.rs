@@ -20,6 +20,7 @@ use crate::{
 };
 use agent::Answer;
 use anyhow::{ensure, Result};
+use std::time::Duration;
 
 /// Which ends a case can be run with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +49,9 @@ pub struct Case {
 impl Case {
     /// Runs it and puts dom0 in order afterwards.
     pub fn run(&self, lab: &Lab<'_>) -> Result<()> {
+        lab.machine.limit(lab.limit);
         let result = (self.run)(lab);
+        lab.machine.limit(None);
         if result.is_err() {
             lab.show_state();
         }
@@ -127,6 +130,8 @@ pub struct Lab<'a> {
     pub port: u16,
     /// How much of what can be done more or less often.
     pub counts: Counts,
+    /// How long a case may take, whatever its own waits allow together.
+    pub limit: Option<Duration>,
 }
 
 /// What `make test-full` has more of.
