@@ -147,6 +147,9 @@ enum Do {
     Exec {
         /// The commands.
         commands: Vec<String>,
+        /// Virtual CPUs of dom0; with two every guest has four.
+        #[arg(long, env = "VCPUS", value_parser = clap::value_parser!(u32).range(1..=2))]
+        vcpus: Option<u32>,
     },
 }
 
@@ -237,7 +240,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
             let ends = (arguments.back.as_str(), arguments.front.as_str());
             peers::run(&paths, ends, expect, *write)
         }
-        Do::Exec { commands } => exec(arguments, &images(&paths, Kernel::Stock)?, commands),
+        Do::Exec { commands, vcpus } => {
+            let images = images(&paths, Kernel::Stock)?;
+            exec(arguments, &images, commands, *vcpus)
+        }
     }
 }
 
@@ -412,8 +418,13 @@ fn shell(arguments: &Arguments, images: &Images) -> Result<bool> {
     Ok(true)
 }
 
-fn exec(arguments: &Arguments, images: &Images, commands: &[String]) -> Result<bool> {
-    let machine = boot(images, &arguments.out, &STANDARD, None)?;
+fn exec(
+    arguments: &Arguments,
+    images: &Images,
+    commands: &[String],
+    vcpus: Option<u32>,
+) -> Result<bool> {
+    let machine = boot(images, &arguments.out, &STANDARD, vcpus)?;
     let mut guests = Vec::new();
     let lines = std::io::stdin().lines().map_while(Result::ok);
     let commands: Box<dyn Iterator<Item = String>> = if commands.is_empty() {
