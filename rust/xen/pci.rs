@@ -26,6 +26,14 @@ use pciif::{
 /// `PCI_ANY_ID`.
 const ANY_ID: ffi::c_uint = !0;
 
+/// The COMMAND register, and two of its bits.
+// CAST: 16-bit registers.
+const COMMAND_AT: u16 = bindings::PCI_COMMAND as u16;
+const MEMORY: u16 = bindings::PCI_COMMAND_MEMORY as u16;
+const MASTER: u16 = bindings::PCI_COMMAND_MASTER as u16;
+/// What a word reads that nobody answers for.
+const ALL_ONES: u32 = 0xffff;
+
 /// A counted reference to a PCI function of the host.
 ///
 /// # Invariants
@@ -418,30 +426,32 @@ impl Device {
 
     /// Moves to power state D0 to D3hot (0 to 3). Sleeps up to 10 ms and more.
     ///
-    /// Some functions forget their configuration on the way back from D3hot. The PCI core itself then
-    /// restores the BARs only, so all of it is saved before and restored after: decode, Device
-    /// Control, MSI and MSI-X (those by Xen).
-    ///
     /// # Errors
     ///
     /// That of the PCI core.
     pub fn set_power_state(&self, state: u8) -> Result {
-        const D3HOT: bindings::pci_power_t = 3;
         let wanted = bindings::pci_power_t::from(state & 3);
-        // SAFETY: alive; changed under the caller's lock only.
-        let current = unsafe { (*self.0).current_state };
-        if wanted == D3HOT && current < D3HOT {
-            // SAFETY: alive.
-            to_result(unsafe { bindings::pci_save_state(self.0) })?;
-        }
         // SAFETY: alive.
-        to_result(unsafe { bindings::pci_set_power_state(self.0, wanted) })?;
-        // SAFETY: alive.
-        if current == D3HOT && wanted < D3HOT && unsafe { (*self.0).state_saved() } != 0 {
-            // SAFETY: alive, state saved.
-            unsafe { bindings::pci_restore_state(self.0) };
+        to_result(unsafe { bindings::pci_set_power_state(self.0, wanted) })
+    }
+
+    /// Moves to power state D0. A function that slept gets a saved configuration, as by
+    /// [`Self::restore_state`]: some forget theirs on the way, and the PCI core restores the BARs only.
+    /// Sleeps up to 10 ms and more.
+    ///
+    /// # Errors
+    ///
+    /// That of the PCI core; `EIO` when the function does not move.
+    pub fn wake(&self, state: &SavedState) -> Result {
+        if self.power_state() == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.set_power_state(0)?;
+        // The core does not count that as an error.
+        if self.power_state() != 0 {
+            return Err(EIO);
+        }
+        self.restore_state(state)
     }
 
     /// Lets the function ask for reads of at most `bytes` bytes. Atomic.
@@ -521,17 +531,56 @@ impl Device {
         Ok(SavedState(state))
     }
 
-    /// Writes a saved configuration back.
+    /// Writes a saved configuration back, but for bus mastering, which is off after it. MSI and MSI-X that are
+    /// on are on after it, too, by Xen.
     ///
     /// # Errors
     ///
-    /// That of the PCI core when the copy is not one of this device.
+    /// That of the PCI core when the copy is not one of this device. `EIO` when MSI-X is on and Xen could
+    /// not reach its table, because the function does not decode memory: then it is off now. Xen would
+    /// refuse, and the kernel write a trace into its log for that.
     pub fn restore_state(&self, state: &SavedState) -> Result {
+        /// Where COMMAND is in the saved header, and the BARs with what lies behind them.
+        const COMMAND: usize = 1;
+        const BARS: core::ops::RangeInclusive<usize> = 4..=9;
         // SAFETY: alive; a valid copy, which the call does not change.
         to_result(unsafe { bindings::pci_load_saved_state(self.0, state.0) })?;
+        // SAFETY: alive; the array is used by who saves or restores, and that is who has the function in
+        // hand, as we have now.
+        let header = unsafe {
+            (*self.0).saved_config_space[COMMAND] &= !u32::from(MASTER);
+            (*self.0).saved_config_space
+        };
+        let result = if self.msi_state().1 && !self.is_vf() {
+            for (at, value) in header.iter().enumerate() {
+                if BARS.contains(&at) && self.header_type() == 0 {
+                    // CAST: below 64.
+                    let _ = self.write_config(4 * at as u16, AccessWidth::Dword, *value);
+                }
+            }
+            // CAST: a 16-bit register.
+            let command = header[COMMAND] as u16 | MEMORY;
+            let _ = self.write_config(COMMAND_AT, AccessWidth::Word, command.into());
+            if self.decodes_memory() {
+                Ok(())
+            } else {
+                self.disable_msix();
+                Err(EIO)
+            }
+        } else {
+            Ok(())
+        };
         // SAFETY: alive, state loaded.
         unsafe { bindings::pci_restore_state(self.0) };
-        Ok(())
+        result
+    }
+
+    /// Whether its COMMAND register says that it decodes memory. A virtual function's does not count.
+    fn decodes_memory(&self) -> bool {
+        match self.read_config(COMMAND_AT, AccessWidth::Word) {
+            Ok(ALL_ONES) | Err(_) => false,
+            Ok(command) => command & u32::from(MEMORY) != 0,
+        }
     }
 
     /// Resets the function by the first method that works, configuration included. The device lock
@@ -561,7 +610,8 @@ impl Device {
             .any(|way| *way < compat::RESETS_OF_A_BUS)
     }
 
-    /// Resets the function while a guest uses it, and writes its configuration back. Takes the device
+    /// Resets the function while a guest uses it, and writes a saved configuration back, as by
+    /// [`Self::restore_state`]. Takes the device
     /// lock if it is free; 100 ms to some seconds.
     ///
     /// As `pci_try_reset_function`, which would write two lines into the log for each reset that a
@@ -573,9 +623,9 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOTTY` when it has no way to be reset, `EAGAIN` when the lock is taken, or that of the reset;
-    /// the configuration is as before in each case.
-    pub fn try_reset(&self) -> Result {
+    /// `ENOTTY` when it has no way to be reset, `EAGAIN` when the lock is taken: nothing has happened then.
+    /// Else that of the reset, or of writing the configuration back.
+    pub fn try_reset(&self, state: &SavedState) -> Result {
         // SAFETY: alive; the list ends with 0, so an empty one begins with it.
         if unsafe { (*self.0).reset_methods[0] } == 0 {
             return Err(ENOTTY);
@@ -584,7 +634,7 @@ impl Device {
         if unsafe { bindings::pci_dev_trylock(self.0) } == 0 {
             return Err(EAGAIN);
         }
-        let result = self.reset_and_restore();
+        let result = self.reset_and_restore(state);
         // SAFETY: alive, locked above.
         unsafe { bindings::pci_dev_unlock(self.0) };
         result
@@ -595,21 +645,18 @@ impl Device {
     /// # Errors
     ///
     /// As [`Self::try_reset`], but for `EAGAIN`.
-    pub fn reset_and_restore(&self) -> Result {
+    pub fn reset_and_restore(&self, state: &SavedState) -> Result {
         self.set_power_state(0)?;
-        // SAFETY: alive.
-        to_result(unsafe { bindings::pci_save_state(self.0) })?;
         // No decode, no DMA, no interrupt while it is reset. A function that does not take the write
         // is reset nevertheless.
         let _ = self.write_config(
-            bindings::PCI_COMMAND as u16,
+            COMMAND_AT,
             AccessWidth::Word,
             bindings::PCI_COMMAND_INTX_DISABLE,
         );
         let result = self.reset();
-        // SAFETY: alive, state saved.
-        unsafe { bindings::pci_restore_state(self.0) };
-        result
+        let restored = self.restore_state(state);
+        result.and(restored)
     }
 
     /// Tells Xen that another domain will use the MSI-X table of this function, or no more.

@@ -102,8 +102,8 @@ struct Config {
 impl Config {
     /// A read of the guest's.
     fn read(&mut self, dev: &pci::Device, access: ConfigAccess) -> Result<u32, OpStatus> {
-        let guest = self.guest.as_deref();
-        self.space.read(&mut Host { dev, guest }, access)
+        let (golden, guest) = (&self.golden, self.guest.as_deref());
+        self.space.read(&mut Host { dev, golden, guest }, access)
     }
 
     /// A write of the guest's.
@@ -114,9 +114,19 @@ impl Config {
         value: u32,
         flags: config::Flags,
     ) -> Result<WriteOutcome, OpStatus> {
-        let guest = self.guest.as_deref();
-        let host = &mut Host { dev, guest };
+        let (golden, guest) = (&self.golden, self.guest.as_deref());
+        let host = &mut Host { dev, golden, guest };
         self.space.write(host, access, value, flags)
+    }
+
+    /// Has `what` write the host's configuration back, and gives the guest what it may set of it.
+    fn keeping_guest_bits<T>(&self, dev: &pci::Device, what: impl FnOnce(&SavedState) -> T) -> T {
+        let (golden, guest) = (&self.golden, self.guest.as_deref());
+        let host = &mut Host { dev, golden, guest };
+        let bits = self.space.guest_bits(host);
+        let result = what(golden);
+        self.space.give_back(host, &bits);
+        result
     }
 
     /// Takes memory for `count` vectors and has `enable` enable them.
@@ -252,6 +262,7 @@ impl Function {
             rom,
             &mut Host {
                 dev: &dev,
+                golden: &golden,
                 guest: None,
             },
         )
@@ -526,7 +537,7 @@ impl Function {
         // it has no way to be reset. A guest may have put it to sleep, where its memory cannot be
         // reached for the interrupts' end, and where it cannot be reset or restored.
         dev.set_bus_master(false);
-        let _ = dev.set_power_state(0);
+        let _ = dev.wake(&config.golden);
         quiesce(dev);
         let reset = dev.reset();
         self.last_reset.store(errno(reset), Ordering::Relaxed);
@@ -584,7 +595,8 @@ impl Function {
             return Err(ENODEV);
         }
         if config.guest.is_some() {
-            return self.dev.reset_and_restore();
+            return config
+                .keeping_guest_bits(&self.dev, |golden| self.dev.reset_and_restore(golden));
         }
         let result = self.dev.reset();
         let restored = self.dev.restore_state(&config.golden);
@@ -613,8 +625,12 @@ impl Function {
             let config = self.config.lock();
             // The reset of the link took its addresses and capabilities with it, and a guest cannot write
             // them back. What the guest had switched on, its driver does again.
-            if step == Step::SlotReset && self.dev.restore_state(&config.golden).is_err() {
-                return Verdict::Disconnect;
+            if step == Step::SlotReset {
+                if self.dev.restore_state(&config.golden).is_err() {
+                    return Verdict::Disconnect;
+                }
+                // Off in the device, so that the guest can switch it on again.
+                self.dev.set_bus_master(false);
             }
             config.guest.clone()
         };
@@ -710,7 +726,7 @@ impl Function {
             // vectors of MSI-X, the stock frontend hears of MSI.
             Request::DisableMsi { .. } | Request::DisableMsix { .. } => {
                 if self.dev.msi_state() != (false, false) {
-                    self.end_messages();
+                    self.end_messages(&config);
                     config.give_vectors_back();
                     self.intx(&mut config, intx::Event::MessagesOff);
                 }
@@ -722,22 +738,23 @@ impl Function {
 
     /// Ends MSI and MSI-X. The kernel and Xen reach into the function's memory for that, which it does not
     /// answer for while it sleeps: so it is woken without bus mastering, and is as before afterwards.
-    fn end_messages(&self) {
+    fn end_messages(&self, config: &Config) {
         let dev = &self.dev;
-        let (slept, was_master) = (dev.power_state(), dev.is_bus_master());
-        if slept != 0 {
+        let end = || {
+            dev.disable_msix();
+            dev.disable_msi();
+        };
+        let slept = dev.power_state();
+        if slept == 0 {
+            return end();
+        }
+        config.keeping_guest_bits(dev, |golden| {
             dev.set_bus_master(false);
             // One that cannot be woken loses them nevertheless: nobody else would take them back.
-            let _ = dev.set_power_state(0);
-            // What it had forgotten was written back.
-            dev.set_bus_master(false);
-        }
-        dev.disable_msix();
-        dev.disable_msi();
-        if slept != 0 {
-            let _ = dev.set_power_state(slept);
-            dev.set_bus_master(was_master);
-        }
+            let _ = dev.wake(golden);
+            end();
+        });
+        let _ = dev.set_power_state(slept);
     }
 
     /// Tells dom0's handler on the line what happened. An error is said: without the handler dom0 may
@@ -947,8 +964,6 @@ fn warn_of_neighbours(dev: &pci::Device) {
 /// No DMA, no interrupts of any kind; the function is awake. Memory and I/O decoding stay on: an access of the
 /// host to a function without them can bring the machine down (XSA-120).
 fn quiesce(dev: &pci::Device) {
-    // What woke it may have switched that on again.
-    dev.set_bus_master(false);
     dev.disable_msix();
     dev.disable_msi();
     if dev.is_enabled() {
@@ -968,6 +983,7 @@ fn report_reset(dev: &pci::Device, result: Result) {
 /// The hardware as the configuration space engine sees it.
 struct Host<'a> {
     dev: &'a pci::Device,
+    golden: &'a SavedState,
     /// Whose request it is.
     guest: Option<&'a Exports>,
 }
@@ -1005,7 +1021,7 @@ impl config::Function for Host<'_> {
     fn enable(&mut self) -> Result<(), OpStatus> {
         // The core would wake it by itself, and not give it back all that it forgot.
         self.dev
-            .set_power_state(0)
+            .wake(self.golden)
             .and_then(|()| self.dev.enable())
             .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
@@ -1029,9 +1045,11 @@ impl config::Function for Host<'_> {
     }
 
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
-        self.dev
-            .set_power_state(state)
-            .map_err(|e| OpStatus::from_errno(e.to_errno()))
+        match state {
+            0 => self.dev.wake(self.golden),
+            _ => self.dev.set_power_state(state),
+        }
+        .map_err(|e| OpStatus::from_errno(e.to_errno()))
     }
 
     fn reset(&mut self) -> Result<(), OpStatus> {
@@ -1041,7 +1059,7 @@ impl config::Function for Host<'_> {
         // Whoever takes the function away holds the device lock and waits for this request: so the
         // lock is only tried, and not for long.
         for _ in 0..GUEST_RESET_TRIES {
-            match self.dev.try_reset() {
+            match self.dev.try_reset(self.golden) {
                 Err(EAGAIN) => fsleep(Delta::from_millis(GUEST_RESET_PAUSE_MS)),
                 result => return result.map_err(|e| OpStatus::from_errno(e.to_errno())),
             }

@@ -51,6 +51,7 @@
 
 mod capability;
 mod index;
+mod kept;
 mod table;
 
 use crate::access::{AccessWidth, ConfigAccess};
@@ -58,6 +59,7 @@ use crate::op::OpStatus;
 use crate::quirk::{Quirk, QuirkRefusal};
 use core::fmt::{self, Display, Formatter};
 use index::Index;
+pub use kept::GuestBits;
 use table::{
     Dword, Effect, Row, AF_CAN_FLR, BIST_START, COMMAND, COMMAND_DECODE, COMMAND_GUEST,
     COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MWI, EXPRESS_CAN_FLR, MSIX_ENABLE, MSI_ENABLE,
@@ -92,18 +94,20 @@ pub trait Function {
     fn set_mwi(&mut self, on: bool) -> Result<(), OpStatus>;
     /// Lets the function raise its interrupt pin (`true`) or forbids it (`false`).
     fn set_intx(&mut self, on: bool);
-    /// Brings the function into power state D0 to D3hot (0 to 3). A function that forgets its
-    /// configuration on its way from D3hot to D0 has it again afterwards, decode included: nobody
-    /// else would restore it before the host's next access.
+    /// Brings the function into power state D0 to D3hot (0 to 3). Some forget their configuration on their
+    /// way from D3hot to D0, so all of them then have that of when they were taken, decode included: nobody
+    /// else would restore it before the host's next access. Bus mastering is off in the device then. What the
+    /// guest had set in between is the engine's to give back, see [`GuestBits`].
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus>;
-    /// Resets the function by a method that affects no other one, and writes its configuration back:
-    /// COMMAND, BARs, capabilities. MSI and MSI-X that were switched on by requests are on again, with
+    /// Resets the function by a method that affects no other one, and writes the configuration back that it
+    /// had when it was taken: COMMAND without bus mastering, BARs, capabilities. MSI and MSI-X that were switched on by requests are on again, with
     /// their vectors: no driver of a paravirtual guest asks for them a second time. What a guest
     /// switched on through registers is off, as behind any reset.
     ///
     /// # Errors
     ///
-    /// When it was not reset; its configuration is then as before. `AccessDenied` when somebody of the
+    /// When it was not reset; its configuration is then that of when it was taken, or as before.
+    /// `AccessDenied` when somebody of the
     /// host has the function in hand, and it can be tried again.
     fn reset(&mut self) -> Result<(), OpStatus>;
     /// Lets the function ask for reads of at most `bytes` bytes, a power of two from 128 to 4096.
@@ -784,9 +788,14 @@ impl VirtualConfigSpace {
                 let _ = write_allowed(row, written, function)?;
                 // CAST: two bits.
                 let state = (new & POWER_STATE) as u8;
+                let bits = (state == 0).then(|| self.guest_bits(function));
                 let count = &mut self.failures.power;
                 let set = || function.set_power_state(state);
-                Failures::limited(count, MOST_FAILURES, set).map_err(|_| OpStatus::AccessDenied)?;
+                let result = Failures::limited(count, MOST_FAILURES, set);
+                if let Some(bits) = bits {
+                    self.give_back(function, &bits);
+                }
+                result.map_err(|_| OpStatus::AccessDenied)?;
             }
             Effect::MsiControl => {
                 let other = self.msix_control.map(|control| (control, MSIX_ENABLE));
@@ -843,18 +852,20 @@ impl VirtualConfigSpace {
         flags: Flags,
         function: &mut F,
     ) -> Result<(), OpStatus> {
+        let bits = self.guest_bits(function);
         let count = &mut self.failures.reset;
         let mut busy = false;
-        Failures::limited(count, MOST_RESET_FAILURES, || match function.reset() {
+        let result = Failures::limited(count, MOST_RESET_FAILURES, || match function.reset() {
             // No failure of the function.
             Err(OpStatus::AccessDenied) => {
                 busy = true;
                 Ok(())
             }
             result => result,
-        })?;
-        if busy {
-            return Err(OpStatus::OpFailed);
+        });
+        if busy || result.is_err() {
+            self.give_back(function, &bits);
+            return Err(result.err().unwrap_or(OpStatus::OpFailed));
         }
         if function.is_bus_master() {
             function.set_bus_master(false);

@@ -10,7 +10,7 @@ mod common;
 
 use common::{Call, FakeFunction, Guest, INTERRUPTS, PERMISSIVE, PLAIN};
 use pciif::access::{AccessWidth, ConfigAccess};
-use pciif::config::{BarInfo, VirtualConfigSpace, MAX_QUIRKS};
+use pciif::config::{BarInfo, Function, VirtualConfigSpace, MAX_QUIRKS};
 use pciif::denied::{DeniedWrites, Noted};
 use pciif::op::OpStatus;
 use pciif::quirk::{parse_quirk, Quirk, QuirkError, QuirkRefusal};
@@ -256,6 +256,90 @@ fn check_63_address_lost_in_d3hot_is_restored_by_writing_it_back() {
     assert_eq!(guest.read(0x10, 4), Ok(0xf7d0_0004));
     guest.write(0x10, 4, 0xf7d0_0004, PLAIN);
     assert_eq!(real(&guest, 0x10, 4), 0xf7d0_0004);
+}
+
+/// A guest that has set all it may of what the kernel writes back: bus mastering, MWI, the cache line, order
+/// and sizes of its requests, time-outs.
+fn guest_with_settings() -> Guest {
+    let mut guest = express();
+    guest.fake.golden = Some(guest.fake.bytes.clone());
+    guest.write(0x04, 2, 0x0017, PLAIN);
+    guest.write(0x0c, 1, 0x08, PLAIN);
+    guest.write(DEVICE_CONTROL, 2, 0x5020, PLAIN);
+    guest.write(0xa8, 2, 0x0109, PLAIN);
+    guest.calls();
+    guest
+}
+
+/// What the kernel writes back with the configuration of when the function was taken, and a guest has a part in.
+fn written_back(guest: &Guest) -> [u32; 5] {
+    let registers = [(0x04, 2), (0x0c, 4), (0x10, 4), (0x88, 2), (0xa8, 2)];
+    registers.map(|(offset, bytes)| guest.fake.peek(offset, bytes))
+}
+
+/// S11.
+#[test]
+fn what_a_device_answers_before_a_restore_does_not_become_its_configuration() {
+    let mut guest = guest_with_settings();
+    let golden = guest.fake.golden.clone().unwrap();
+    // COMMAND, BARs, error reporting and the link's control, as the device says they were.
+    guest.write(0x44, 2, 0x0003, PLAIN);
+    for (offset, value) in [(0x04, 0x0155), (0x10, 0xdead_0000), (0x14, 0xbeef)] {
+        guest.fake.poke(offset, 4, value);
+    }
+    guest.fake.poke(0x88, 2, 0xffef);
+    guest.write(0x44, 2, 0x0000, PLAIN);
+    assert_eq!(guest.fake.bytes[0x10..0x40], golden[0x10..0x40]);
+    // No size of 16 KiB, no reset, no error reporting: of the device's word only the two hints count.
+    assert_eq!(real(&guest, DEVICE_CONTROL, 2), 0x2820);
+    assert_eq!(real(&guest, 0x04, 2), 0x0117);
+}
+
+#[test]
+fn guest_keeps_its_bits_when_its_function_wakes() {
+    let mut guest = guest_with_settings();
+    let before = written_back(&guest);
+    guest.write(0x44, 2, 0x0003, PLAIN);
+    guest.write(0x44, 2, 0x0000, PLAIN);
+    assert_eq!(written_back(&guest), before);
+    assert!(guest.fake.master);
+}
+
+#[test]
+fn function_that_answers_nothing_gets_the_hosts_configuration() {
+    let mut guest = guest_with_settings();
+    let golden = guest.fake.golden.clone().unwrap();
+    guest.fake.answers_nothing = true;
+    let bits = guest.space.guest_bits(&mut guest.fake);
+    guest.fake.reset().unwrap();
+    guest.space.give_back(&mut guest.fake, &bits);
+    let before = written_back(&guest);
+    // Bus mastering is the kernel's word.
+    assert_eq!(real(&guest, 0x04, 2), 0x0107);
+    guest.fake.bytes = golden;
+    guest.fake.poke(0x04, 2, 0x0107);
+    assert_eq!(written_back(&guest), before);
+}
+
+#[test]
+fn guest_keeps_its_bits_when_the_administrator_resets() {
+    let mut guest = guest_with_settings();
+    let before = written_back(&guest);
+    let bits = guest.space.guest_bits(&mut guest.fake);
+    guest.fake.reset().unwrap();
+    assert_ne!(written_back(&guest), before);
+    guest.space.give_back(&mut guest.fake, &bits);
+    assert_eq!(written_back(&guest), before);
+}
+
+#[test]
+fn guest_keeps_its_bits_when_its_reset_fails() {
+    let mut guest = guest_with_settings();
+    let before = written_back(&guest);
+    guest.fake.reset_fails = true;
+    let result = guest.try_write(DEVICE_CONTROL, 2, 0x8000, PLAIN);
+    assert_eq!(result, Err(OpStatus::OpFailed));
+    assert_eq!(written_back(&guest), before);
 }
 
 #[test]

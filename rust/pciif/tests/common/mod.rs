@@ -67,6 +67,10 @@ pub struct FakeFunction {
     pub extended_fails: bool,
     /// Where PCI Express Device Control is.
     pub device_control: Option<usize>,
+    /// What is written back after a reset, and in D0.
+    pub golden: Option<Vec<u8>>,
+    /// Reads all ones until it is written back.
+    pub answers_nothing: bool,
 }
 
 impl FakeFunction {
@@ -94,6 +98,8 @@ impl FakeFunction {
             read_request_fails: false,
             extended_fails: false,
             device_control: None,
+            golden: None,
+            answers_nothing: false,
         }
     }
 
@@ -256,6 +262,20 @@ impl FakeFunction {
         ConfigAccess::new(offset, size, self.bytes.len() as u16)
     }
 
+    /// Writes back what was seized, as the kernel does it; nothing without [`FakeFunction::golden`].
+    fn write_back(&mut self) {
+        if let Some(golden) = &self.golden {
+            let written_back = [0x04..0x06, 0x0c..0x40, 0x88..0x8a, 0xa8..0xaa];
+            for at in written_back.into_iter().flatten() {
+                if at < golden.len() {
+                    self.bytes[at] = golden[at];
+                }
+            }
+            self.change_command(0x4, 0);
+            self.answers_nothing = false;
+        }
+    }
+
     fn change_command(&mut self, clear: u32, set: u32) {
         let command = self.peek(4, 2);
         self.poke(4, 2, (command & !clear) | set);
@@ -299,6 +319,9 @@ impl Function for FakeFunction {
         );
         if self.reads_fail || (self.extended_fails && access.offset() >= 0x100) {
             return Err(OpStatus::OpFailed);
+        }
+        if self.answers_nothing {
+            return Ok(access.width().mask());
         }
         let bytes = usize::from(access.width().bytes());
         Ok(self.peek(usize::from(access.offset()), bytes))
@@ -385,19 +408,24 @@ impl Function for FakeFunction {
             let control = self.peek(0x44, 2);
             self.poke(0x44, 2, (control & !3) | u32::from(state));
         }
+        if state == 0 {
+            self.write_back();
+        }
         Ok(())
     }
 
-    /// As the kernel does it: the configuration is as before, in power state D0.
+    /// As the kernel does it: the configuration is as it was taken, in power state D0.
     fn reset(&mut self) -> Result<(), OpStatus> {
         self.resets += 1;
         if self.is_busy {
             return Err(OpStatus::AccessDenied);
         }
         if self.reset_fails {
+            self.write_back();
             return Err(OpStatus::OpFailed);
         }
         self.calls.push(Call::Reset);
+        self.write_back();
         if self.peek(0x40, 1) == 1 {
             let control = self.peek(0x44, 2);
             self.poke(0x44, 2, control & !3);
