@@ -125,6 +125,18 @@ impl<T> DualLock<T> {
         }
     }
 
+    /// Takes the value for a thread if no thread has it. Does not sleep, but not for atomic contexts.
+    pub fn try_lock(&self) -> Option<DualGuard<'_, T>> {
+        let turn = self.turn.try_lock()?;
+        *self.busy.lock() = true;
+        // INVARIANT: `busy` was set just now, by the holder of `turn`.
+        Some(DualGuard {
+            lock: self,
+            _turn: turn,
+            _value: PhantomData,
+        })
+    }
+
     /// Takes the value without waiting for threads. Atomic; interrupts are off while it is held.
     ///
     /// `None` while a thread has it.

@@ -6,7 +6,7 @@
 //! None of them cuts its text: see [`xen::sysfs`].
 
 use crate::{
-    function::{Function, Grant},
+    function::{Busy, Function, Grant},
     registry,
 };
 use kernel::{prelude::*, str::CStr, sync::Arc};
@@ -148,8 +148,8 @@ impl Attribute for IrqHandlerState {
     }
 }
 
-/// The registers of each function with a rule of their own; writing opens one more to its guest,
-/// until the assignment ends.
+/// The registers of each function with a rule of their own, or `busy` for one that is being reset; writing
+/// opens one more to its guest, until the assignment ends.
 struct Quirks;
 
 impl Attribute for Quirks {
@@ -165,10 +165,13 @@ impl Attribute for Quirks {
                     "\t{vendor:04x}:{device:04x}:{subvendor:04x}:{subdevice:04x}"
                 ));
             if fits {
-                function.for_each_field(|field| {
+                let shown = function.for_each_field(|field| {
                     fits = window.line(fmt!("\t\t{}", Show(field)));
                     fits
                 });
+                if let Err(Busy) = shown {
+                    fits = window.line(fmt!("\t\tbusy"));
+                }
             }
             if !fits {
                 break;

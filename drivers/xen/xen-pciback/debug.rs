@@ -4,9 +4,9 @@
 //! `xen-pciback/accounts`: what each guest has cost, and how often it was held back.
 //!
 //! *Owns* nothing but the files. *Callers*: readers, in sleepable context. *Lock*: each function's
-//! `config`, or each guest's account, one after the other.
+//! `config`, if nobody has it for long, or each guest's account, one after the other.
 
-use crate::registry;
+use crate::{function::Busy, registry};
 use kernel::{
     debugfs::{Dir, File},
     fmt,
@@ -27,7 +27,7 @@ fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for function in &functions {
         let address = function.address();
         let mut result = Ok(());
-        let others = function.for_each_denied(|entry| {
+        let shown = function.for_each_denied(|entry| {
             result = result.and_then(|()| {
                 write!(
                     f,
@@ -45,8 +45,10 @@ fn show(_: &(), f: &mut fmt::Formatter<'_>) -> fmt::Result {
             });
         });
         result?;
-        if others > 0 {
-            writeln!(f, "{} elsewhere {}", address, others)?;
+        match shown {
+            Ok(0) => {}
+            Ok(others) => writeln!(f, "{} elsewhere {}", address, others)?,
+            Err(Busy) => writeln!(f, "# {} is busy", address)?,
         }
     }
     Ok(())

@@ -26,7 +26,8 @@
 //!
 //! `config`: around everything that touches the hardware for a guest; held over a whole request, so
 //! that a release or an unbind waits for the request and no longer. A dual lock: accesses to the
-//! configuration space that cannot sleep are served by the event handler while no thread has it.
+//! configuration space that cannot sleep are served by the event handler while no thread has it. Files of
+//! dom0 that only show something do not wait for it as long as a reset takes.
 //! `owner`: a mutex around the state, never held over anything slow; a waiter sleeps on `changed`.
 //! `serves` repeats for the handler whose requests are served, and is only written under `owner`.
 
@@ -60,7 +61,7 @@ use pciif::{
     wire::{MsixEntry, MAX_MSIX_VECTORS},
 };
 use xen::{
-    lock::DualLock,
+    lock::{DualGuard, DualLock},
     log::Show,
     new_dual_lock,
     pci::{self, SavedState},
@@ -76,6 +77,10 @@ const RELEASE_LOOK_MS: u32 = 100;
 /// between.
 const GUEST_RESET_TRIES: u32 = 5;
 const GUEST_RESET_PAUSE_MS: i64 = 20;
+
+/// How often a reader tries to look at a function that is in hand, and how long it pauses in between.
+const PEEK_TRIES: u32 = 20;
+const PEEK_PAUSE_MS: i64 = 5;
 
 /// What a vector takes, about: an interrupt's descriptor with its name and counters, the entry for the
 /// device, and what Xen's code keeps of it.
@@ -171,6 +176,9 @@ pub(crate) enum Grant {
     /// Switch interrupts through configuration space.
     InterruptControl,
 }
+
+/// Somebody has the function in hand for longer than a reader waits.
+pub(crate) struct Busy;
 
 /// [`Function::last_reset`]: no reset was tried yet.
 const NO_RESET_YET: i32 = 1;
@@ -373,18 +381,39 @@ impl Function {
         self.config.lock().space.add_quirk(quirk)
     }
 
+    /// The configuration for a reader, who must not wait as long as a reset takes: requests are waited
+    /// for, for a moment.
+    fn peek(&self) -> Result<DualGuard<'_, Config>, Busy> {
+        for _ in 0..PEEK_TRIES {
+            if let Some(config) = self.config.try_lock() {
+                return Ok(config);
+            }
+            fsleep(Delta::from_millis(PEEK_PAUSE_MS));
+        }
+        self.config.try_lock().ok_or(Busy)
+    }
+
     /// Calls `each` for the registers with a rule of their own, until it says `false`.
-    pub(crate) fn for_each_field(&self, mut each: impl FnMut(Field) -> bool) {
-        let config = self.config.lock();
+    ///
+    /// # Errors
+    ///
+    /// When a request or a reset has the function in hand.
+    pub(crate) fn for_each_field(&self, mut each: impl FnMut(Field) -> bool) -> Result<(), Busy> {
+        let config = self.peek()?;
         let _ = config.space.fields().all(&mut each);
+        Ok(())
     }
 
     /// Calls `each` for the registers to which writes of its guest were dropped; returns how many
     /// further writes were dropped.
-    pub(crate) fn for_each_denied(&self, each: impl FnMut(&DeniedWrite)) -> u32 {
-        let config = self.config.lock();
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::for_each_field`].
+    pub(crate) fn for_each_denied(&self, each: impl FnMut(&DeniedWrite)) -> Result<u32, Busy> {
+        let config = self.peek()?;
         config.denied.iter().for_each(each);
-        config.denied.others()
+        Ok(config.denied.others())
     }
 
     /// Puts dom0's handler on the line, or takes it off.
