@@ -42,8 +42,7 @@ impl PollClock {
     /// Blocks this vCPU until `irq`'s port is pending, for at most `max_wait` ns from `now`, which is what
     /// [`now`] said just before; may return early.
     ///
-    /// Atomic; call with interrupts off, or the thread could move to another vCPU between the two
-    /// clock readings.
+    /// Atomic; to be called with interrupts off, else what ends the wait may be delivered before it begins.
     pub fn poll(&self, irq: Irq, now: i64, max_wait: u32) {
         let offset = self.offset.load(Ordering::Relaxed);
         let deadline = if offset == i64::MIN {
@@ -61,9 +60,10 @@ impl PollClock {
 
     /// Learns the offset. To be called after a [`Self::poll`] that brought nothing.
     ///
-    /// Atomic; call with interrupts off.
+    /// Atomic. With interrupts on, or on another vCPU than the poll, it learns less: what it learns is a lower
+    /// bound in any case.
     pub fn learn(&self) {
-        // SAFETY: interrupts are off, promised by the caller.
+        // SAFETY: may be called in any context.
         let entry = unsafe { sys::runstate_entry_time() };
         if let Ok(entry @ 1..) = i64::try_from(entry) {
             let bound = entry.saturating_sub(now());

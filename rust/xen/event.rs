@@ -130,10 +130,9 @@ impl<T: Handler> EventChannel<T> {
                 cookie.cast_mut().cast(),
             )
         };
-        Self::bound(irq, port, cookie).inspect_err(|_| {
-            // SAFETY: our port, not bound.
-            unsafe { sys::xenbus_free_evtchn(dev.as_raw(), port) };
-        })
+        // The core closes a port that it had bound before it failed, and its number may be another's by now:
+        // so none is closed here. One that it never bound stays unbound until the domain ends.
+        Self::bound(irq, port, cookie)
     }
 
     /// Binds the channel that the peer of `dev` has offered (the backend's side).

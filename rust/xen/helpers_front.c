@@ -13,16 +13,19 @@
 
 /*
  * Xen's time (ns since its boot) when this vCPU was last switched to its
- * present run state, 0 on error. Call with interrupts off.
+ * present run state, 0 on error.
  */
 HELPER(u64, runstate_entry_time, void)
 {
 	struct vcpu_runstate_info info = {};
+	unsigned long flags;
+	int err;
 
-	if (HYPERVISOR_vcpu_op(VCPUOP_get_runstate_info,
-			       xen_vcpu_nr(smp_processor_id()), &info))
-		return 0;
-	return info.state_entry_time;
+	local_irq_save(flags);
+	err = HYPERVISOR_vcpu_op(VCPUOP_get_runstate_info,
+				 xen_vcpu_nr(smp_processor_id()), &info);
+	local_irq_restore(flags);
+	return err ? 0 : info.state_entry_time;
 }
 
 /* The guest's MSI-X entry numbers that are still without a vector. */
@@ -44,6 +47,21 @@ HELPER(void, on_bridge_release, struct pci_bus *bus,
        void (*release)(struct pci_host_bridge *), void *data)
 {
 	pci_set_host_bridge_release(to_pci_host_bridge(bus->bridge), release, data);
+}
+
+/*
+ * Notes the state of a function's channel as the core does it, who has no lock for
+ * that: one that is lost stays lost, and false says so.
+ */
+HELPER(bool, pci_note_error_state, struct pci_dev *dev, pci_channel_state_t state)
+{
+	pci_channel_state_t old = READ_ONCE(dev->error_state);
+
+	do {
+		if (old == pci_channel_io_perm_failure)
+			return state == pci_channel_io_perm_failure;
+	} while (!try_cmpxchg(&dev->error_state, &old, state));
+	return true;
 }
 
 HELPER(int, first_node, void)

@@ -471,14 +471,19 @@ impl Device {
         unsafe { (sys::pci_msi_on(self.0), sys::pci_msix_on(self.0)) }
     }
 
-    /// Switches MSI on with one vector.
+    /// Switches MSI on with one vector. Gives the guest's number (pirq) of it, 0 when it has none.
     ///
     /// # Errors
     ///
-    /// That of the PCI core.
-    pub fn enable_msi(&self) -> Result {
-        // SAFETY: alive; the caller has checked that neither MSI nor MSI-X is on.
-        to_result(unsafe { bindings::pci_enable_msi(self.0) })
+    /// `EBUSY` when MSI or MSI-X is on, else that of the PCI core.
+    pub fn enable_msi(&self) -> Result<u32> {
+        if self.msi_state() != (false, false) {
+            return Err(EBUSY);
+        }
+        // SAFETY: alive; neither MSI nor MSI-X is on.
+        to_result(unsafe { bindings::pci_enable_msi(self.0) })?;
+        // SAFETY: the MSI code has mapped it just now; whoever ends that has the function in hand, as we do.
+        Ok(unsafe { msi_pirq(self.irq()) })
     }
 
     /// Switches MSI off if it is on.
@@ -489,15 +494,24 @@ impl Device {
         }
     }
 
-    /// Switches MSI-X on with exactly these table entries; their vectors are filled in.
+    /// Switches MSI-X on with exactly these table entries. Their `vector` becomes the guest's number (pirq),
+    /// 0 when it has none.
     ///
     /// # Errors
     ///
-    /// That of the PCI core.
+    /// `EBUSY` when MSI or MSI-X is on, else that of the PCI core.
     pub fn enable_msix(&self, entries: &mut [bindings::msix_entry]) -> Result {
+        if self.msi_state() != (false, false) {
+            return Err(EBUSY);
+        }
         let count = i32::try_from(entries.len()).map_err(|_| EINVAL)?;
-        // SAFETY: alive; `count` entries.
-        to_result(unsafe { sys::msix_exact(self.0, entries.as_mut_ptr(), count) })
+        // SAFETY: alive; `count` entries; neither MSI nor MSI-X is on.
+        to_result(unsafe { sys::msix_exact(self.0, entries.as_mut_ptr(), count) })?;
+        for entry in entries {
+            // SAFETY: as in `enable_msi`.
+            entry.vector = unsafe { msi_pirq(entry.vector) };
+        }
+        Ok(())
     }
 
     /// Switches MSI-X off if it is on.
@@ -791,8 +805,12 @@ pub fn any(mut each: impl FnMut(&Device) -> bool) -> bool {
 }
 
 /// The guest's number (pirq) of an interrupt that the MSI code has mapped for it, 0 when there is
-/// none. Atomic. Must not be asked for other interrupts: the core stops the machine then.
-pub fn msi_pirq(irq: u32) -> u32 {
+/// none. Atomic.
+///
+/// # Safety
+///
+/// `irq` must be one that the MSI code has mapped, and stay so: for others the core stops the machine.
+unsafe fn msi_pirq(irq: u32) -> u32 {
     if irq == 0 || !crate::is_pv_domain() {
         return 0;
     }

@@ -5,7 +5,7 @@
 //! What the PCI core does for errors of the host's own hardware, for errors that another domain
 //! reports. Sleeps.
 
-use crate::pci::Device;
+use crate::{pci::Device, sys};
 use kernel::bindings;
 use pciif::aer::{ChannelState, Step, Verdict};
 
@@ -28,7 +28,9 @@ pub fn run(function: &Device, step: Step) -> Verdict {
     if is_lost(function) {
         return Verdict::Disconnect;
     }
-    note_state(function, step);
+    if !note_state(function, step) {
+        return Verdict::Disconnect;
+    }
     // SAFETY: the handlers belong to the driver that is bound to `dev`, and are called as the
     // PCI core does it: in sleepable context, with the device lock held.
     let result = unsafe {
@@ -47,24 +49,23 @@ pub fn run(function: &Device, step: Step) -> Verdict {
     result.map_or(Verdict::without_handler(step), Verdict::from_handler)
 }
 
-/// Notes what drivers ask with `pci_channel_offline`, for a function that is not lost.
-fn note_state(function: &Device, step: Step) {
+/// Notes what drivers ask with `pci_channel_offline`. `false` when the function was lost meanwhile: the core
+/// finds that out in other threads, too.
+fn note_state(function: &Device, step: Step) -> bool {
     let state = match step {
         Step::Detected(state) => state,
-        Step::MmioEnabled => return,
+        Step::MmioEnabled => return !is_lost(function),
         Step::SlotReset | Step::Resume => ChannelState::Normal,
     };
-    // SAFETY: a live function. The field is one word that the core, too, writes while others read it;
-    // writers hold the device lock.
-    unsafe {
-        let field = &raw mut (*function.as_raw()).error_state;
-        field.write_volatile(state.number() as bindings::pci_channel_state_t);
-    }
+    // CAST: the C enumeration has the same numbers.
+    let state = state.number() as bindings::pci_channel_state_t;
+    // SAFETY: a live function.
+    unsafe { sys::pci_note_error_state(function.as_raw(), state) }
 }
 
-/// Whether a function was said to be lost. The device lock is held.
+/// Whether a function was said to be lost.
 fn is_lost(function: &Device) -> bool {
-    // SAFETY: a live function; as in `note_state`.
+    // SAFETY: a live function; one word, which others may be changing.
     let state = unsafe { (&raw const (*function.as_raw()).error_state).read_volatile() };
     state == ChannelState::PermanentFailure.number()
 }

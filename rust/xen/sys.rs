@@ -73,6 +73,7 @@ helpers! {
         data: *mut ffi::c_void
     );
     fn first_node() -> ffi::c_int;
+    fn pci_note_error_state(dev: *mut pci_dev, state: pci_channel_state_t) -> bool;
     fn bus_dev_error(dev: *mut xenbus_device, err: ffi::c_int, text: *const ffi::c_char, fatal: bool);
     fn pci_user(dev: *mut pci_dev, text: *mut ffi::c_char, size: ffi::c_int) -> bool;
     fn pci_page_neighbour(dev: *mut pci_dev, bar: *mut ffi::c_int) -> *mut pci_dev;

@@ -223,13 +223,6 @@ impl Bound {
     pub fn peer_state(&self) -> State {
         self.read_state(self.peer_directory())
     }
-
-    /// Removes the device from the bus, which calls the driver's `remove`. For `otherend_changed`.
-    pub fn unregister(&self) {
-        // SAFETY: a registered device by the type invariant; the core allows this from
-        // `otherend_changed`, and does not touch the device after it.
-        unsafe { bindings::device_unregister(&raw mut (*self.as_raw()).dev) }
-    }
 }
 
 /// A counted reference to a [`Device`], with a copy of what the core frees after `remove`.
@@ -361,6 +354,15 @@ impl core::ops::Deref for Lent<'_> {
     }
 }
 
+/// What is to become of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It stays.
+    Keep,
+    /// It is removed from the bus, which calls the driver's `remove`.
+    Unregister,
+}
+
 /// A driver of devices of one type.
 pub trait Driver: Send + Sync + Sized + 'static {
     /// Which end it is.
@@ -371,7 +373,7 @@ pub trait Driver: Send + Sync + Sized + 'static {
     /// A new device. What it returns is the device's state, dropped after `remove`.
     fn probe(dev: &Bound) -> Result<Arc<Self>>;
     /// The peer's state has changed (or may have: watches can fire without a change).
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, state: State);
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, state: State) -> Wish;
     /// The device goes: what is to outlive this needs a [`DeviceRef`].
     fn remove(this: Arc<Self>, dev: &Bound);
     /// The guest was suspended and goes on, perhaps on another host. Frontends only.
@@ -509,8 +511,14 @@ impl<T: Driver> Registration<T> {
         // SAFETY: the core passes a live device with our driver; both types are transparent.
         let device = unsafe { &*dev.cast::<Bound>() };
         // SAFETY: the core calls this between `probe` and `remove` only.
-        if let Some(this) = unsafe { Self::state(dev) } {
-            T::otherend_changed(this, device, self::state(state));
+        let wish = match unsafe { Self::state(dev) } {
+            Some(this) => T::otherend_changed(this, device, self::state(state)),
+            None => Wish::Keep,
+        };
+        if wish == Wish::Unregister {
+            // SAFETY: a registered device. The core allows this from here and does not touch the device
+            // afterwards, nor do we: what was lent to the driver is back.
+            unsafe { bindings::device_unregister(&raw mut (*dev).dev) }
         }
     }
 

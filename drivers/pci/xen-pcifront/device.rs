@@ -40,7 +40,7 @@ use xen::{
     clock,
     log::Show,
     store::{self, NumberedKey},
-    xenbus::{self, Bound, End},
+    xenbus::{self, Bound, End, Wish},
 };
 
 /// More roots or devices than this are not believed: the backend's numbers bound our loops.
@@ -90,8 +90,9 @@ impl xenbus::Driver for Frontend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, backend: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, backend: State) -> Wish {
         this.step(dev, backend);
+        Wish::Keep
     }
 
     fn remove(this: Arc<Self>, _dev: &Bound) {

@@ -38,7 +38,7 @@ use xen::{
     log::Show,
     store::{self, NumberedKey},
     work::{sleep_while, Item, Run},
-    xenbus::{self, Bound, DeviceRef, End, Lease, Watch, Watcher},
+    xenbus::{self, Bound, DeviceRef, End, Lease, Watch, Watcher, Wish},
 };
 
 /// More devices than this are not believed.
@@ -169,15 +169,14 @@ impl xenbus::Driver for Backend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, front: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, front: State) -> Wish {
         let next = this.next(dev.own_state(), front, dev.is_online());
         if next == BackendAction::Unregister {
             dev.switch_state(State::Closed);
-            // Calls `remove`.
-            dev.unregister();
-        } else {
-            QUEUE.add::<Self, 0>(this.into());
+            return Wish::Unregister;
         }
+        QUEUE.add::<Self, 0>(this.into());
+        Wish::Keep
     }
 
     fn remove(this: Arc<Self>, _dev: &Bound) {

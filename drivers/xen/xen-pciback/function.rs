@@ -866,12 +866,12 @@ impl Function {
 
     /// Enables `count` vectors of what `name` says, MSI or MSI-X. The kernel's own code has a line in the log
     /// for each time that Xen refuses it, and no limit for them.
-    fn enable_messages(
+    fn enable_messages<T>(
         &self,
         config: &Config,
         (name, count): (&str, u16),
-        enable: impl FnOnce() -> Result,
-    ) -> Result<(), OpStatus> {
+        enable: impl FnOnce() -> Result<T>,
+    ) -> Result<T, OpStatus> {
         let guest = config.guest.as_ref().ok_or(OpStatus::DevNotFound)?;
         let refused = config.refused.get();
         match guest.try_aloud(refused.is_fresh(count), enable) {
@@ -896,8 +896,7 @@ impl Function {
         if self.dev.msi_state() != (false, false) || self.dev.power_state() != 0 {
             return Err(OpStatus::OpFailed);
         }
-        self.enable_messages(config, ("MSI", 1), || self.dev.enable_msi())?;
-        match pci::msi_pirq(self.dev.irq()) {
+        match self.enable_messages(config, ("MSI", 1), || self.dev.enable_msi())? {
             0 => {
                 self.dev.disable_msi();
                 Err(OpStatus::OpFailed)
@@ -928,7 +927,7 @@ impl Function {
         let count = entries.len() as u16;
         self.enable_messages(config, ("MSI-X", count), || self.dev.enable_msix(entries))?;
         for (wanted, entry) in wanted.iter_mut().zip(entries.iter()) {
-            match u16::try_from(pci::msi_pirq(entry.vector)) {
+            match u16::try_from(entry.vector) {
                 Ok(pirq @ 1..) => wanted.vector = pirq,
                 _ => {
                     self.dev.disable_msix();

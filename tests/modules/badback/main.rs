@@ -34,7 +34,7 @@ use xen::{
     page::MappedPage,
     store::{self, NumberedKey},
     work::{Item, OpenQueue, Queue, Run},
-    xenbus::{self, Bound, DeviceRef, End, Watch, Watcher},
+    xenbus::{self, Bound, DeviceRef, End, Watch, Watcher, Wish},
 };
 
 static QUEUE: Queue = Queue::closed();
@@ -351,14 +351,14 @@ impl xenbus::Driver for Backend {
         Ok(this)
     }
 
-    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, _front: State) {
+    fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, _front: State) -> Wish {
         if this.next() == BackendAction::Unregister {
             this.disconnect();
             dev.switch_state(State::Closed);
-            dev.unregister();
-        } else {
-            QUEUE.add::<Self, 0>(this.into());
+            return Wish::Unregister;
         }
+        QUEUE.add::<Self, 0>(this.into());
+        Wish::Keep
     }
 
     fn remove(this: Arc<Self>, _dev: &Bound) {

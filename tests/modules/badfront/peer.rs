@@ -30,7 +30,7 @@ use xen::{
     new_irq_lock,
     page::{GrantedPage, SharedPage, PAGE_BYTES},
     store,
-    xenbus::{self, Bound, DeviceRef, End},
+    xenbus::{self, Bound, DeviceRef, End, Wish},
 };
 
 /// The longest single wait in the hypervisor, in ns.
@@ -130,7 +130,9 @@ impl xenbus::Driver for Peer {
         Ok(this)
     }
 
-    fn otherend_changed(_this: ArcBorrow<'_, Self>, _dev: &Bound, _backend: State) {}
+    fn otherend_changed(_this: ArcBorrow<'_, Self>, _dev: &Bound, _backend: State) -> Wish {
+        Wish::Keep
+    }
 
     fn remove(this: Arc<Self>, _dev: &Bound) {
         this.gone.store(true, Ordering::Release);
