@@ -6,7 +6,7 @@
 //! returns of configuration accesses, or lookup: so this is a type of its own over `pci_dev`.
 
 use crate::{compat, sys};
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ops::Deref};
 use kernel::{
     bindings,
     error::{from_result, to_result},
@@ -67,23 +67,70 @@ impl Drop for Device {
     }
 }
 
-/// Holds a function's device lock, under which drivers are bound, unbound and reset. The lock is a
-/// mutex, so the thread that took it gives it back.
-pub struct DeviceLock<'a>(&'a Device, NotThreadSafe);
-
-impl Drop for DeviceLock<'_> {
-    fn drop(&mut self) {
-        // SAFETY: locked by `Device::lock`.
-        unsafe { sys::device_unlock(self.0.generic()) }
-    }
-}
-
-/// A copy of a function's configuration, made by [`Device::save_state`].
+/// A function whose device lock is held, by a [`DeviceLock`] or by the PCI core around a callback: drivers are
+/// bound, unbound and reset under it. The lock is a mutex, so what it protects stays with the thread.
 ///
 /// # Invariants
 ///
-/// From `pci_store_saved_state`, owned by this value.
-pub struct SavedState(*mut bindings::pci_saved_state);
+/// The device lock is held by this thread as long as this value lives.
+pub struct Locked<'a>(&'a Device, NotThreadSafe);
+
+/// A device lock that was taken, and is given back when dropped.
+///
+/// # Invariants
+///
+/// Taken by [`Device::lock`].
+pub struct DeviceLock<'a>(Locked<'a>);
+
+impl Drop for DeviceLock<'_> {
+    fn drop(&mut self) {
+        // SAFETY: held by the type invariant.
+        unsafe { sys::device_unlock(self.generic()) }
+    }
+}
+
+impl<'a> Deref for DeviceLock<'a> {
+    type Target = Locked<'a>;
+    fn deref(&self) -> &Locked<'a> {
+        &self.0
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Device;
+    fn deref(&self) -> &Device {
+        self.0
+    }
+}
+
+/// While it lives, configuration accesses of dom0's userspace to a function wait.
+struct Quiet<'a>(&'a Device);
+
+impl<'a> Quiet<'a> {
+    fn new(dev: &'a Device) -> Self {
+        // SAFETY: alive. Waits for whoever else has that, which takes as long as a reset.
+        unsafe { bindings::pci_cfg_access_lock(dev.0) };
+        Self(dev)
+    }
+}
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        // SAFETY: alive, locked by `new`.
+        unsafe { bindings::pci_cfg_access_unlock(self.0 .0) }
+    }
+}
+
+/// A copy of a function's configuration, made by [`Locked::save_state`].
+///
+/// # Invariants
+///
+/// `raw` is from `pci_store_saved_state`, owned by this value.
+pub struct SavedState {
+    raw: *mut bindings::pci_saved_state,
+    /// Whose memory decode counts for the function.
+    physical: Device,
+}
 
 // SAFETY: plain memory.
 unsafe impl Send for SavedState {}
@@ -93,7 +140,80 @@ unsafe impl Sync for SavedState {}
 impl Drop for SavedState {
     fn drop(&mut self) {
         // SAFETY: owned, from `kmalloc`.
-        unsafe { bindings::kfree(self.0.cast()) }
+        unsafe { bindings::kfree(self.raw.cast()) }
+    }
+}
+
+impl Locked<'_> {
+    /// # Safety
+    ///
+    /// This thread must hold the device lock of `dev` until the result is dropped.
+    unsafe fn assume(dev: &Device) -> Locked<'_> {
+        // INVARIANT: promised by the caller.
+        Locked(dev, NotThreadSafe)
+    }
+
+    /// The physical function of a virtual one, or itself. `None` when the function has no driver: it may be
+    /// on its way out then, and the physical one is only sure to be there before that.
+    pub fn physical(&self) -> Option<Device> {
+        if self.is_vf() && !self.has_driver() {
+            return None;
+        }
+        // SAFETY: alive. A virtual function keeps a reference to the physical one until it is off the bus, for
+        // which its driver is taken off first; there is one, and the device lock keeps it.
+        Some(unsafe { Device::get(sys::pci_physfn(self.as_raw())) })
+    }
+
+    /// Whether `driver_override` names the driver whose `probe` is running.
+    pub fn is_override_match(&self) -> bool {
+        // SAFETY: alive; in `probe` the core has set the driver, and the device lock keeps it there.
+        let driver = unsafe { (*self.generic()).driver };
+        // SAFETY: alive; a registered driver.
+        !driver.is_null() && unsafe { sys::match_driver_override(self.generic(), driver) } > 0
+    }
+
+    /// Copies the present configuration.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `ENODEV` when the function goes, or that of the PCI core.
+    pub fn save_state(&self) -> Result<SavedState> {
+        let physical = self.physical().ok_or(ENODEV)?;
+        // SAFETY: alive.
+        to_result(unsafe { bindings::pci_save_state(self.as_raw()) })?;
+        // SAFETY: alive, state saved.
+        let state = unsafe { bindings::pci_store_saved_state(self.as_raw()) };
+        if state.is_null() {
+            return Err(ENOMEM);
+        }
+        // INVARIANT: ours.
+        Ok(SavedState {
+            raw: state,
+            physical,
+        })
+    }
+
+    /// Resets the function by the first method that works, configuration included. Takes 100 ms to some
+    /// seconds. As in the core's own resets, configuration accesses of dom0's userspace wait meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when it has no way to be reset, `EIO` when none of its ways worked.
+    pub fn reset(&self) -> Result {
+        let _quiet = Quiet::new(self);
+        // SAFETY: the device lock is held by the type invariant.
+        unsafe { self.reset_quiet() }
+    }
+
+    /// [`Device::try_reset`] with the device lock held.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::try_reset`], but for `EAGAIN`.
+    pub fn reset_and_restore(&self, state: &SavedState) -> Result {
+        let _quiet = Quiet::new(self);
+        // SAFETY: the device lock is held by the type invariant.
+        unsafe { self.reset_and_restore_quiet(state) }
     }
 }
 
@@ -128,7 +248,9 @@ impl Device {
     pub fn lock(&self) -> DeviceLock<'_> {
         // SAFETY: alive by the invariant.
         unsafe { sys::device_lock(self.generic()) };
-        DeviceLock(self, NotThreadSafe)
+        // INVARIANT: taken just now.
+        // SAFETY: given back by `DeviceLock`, which owns this.
+        DeviceLock(unsafe { Locked::assume(self) })
     }
 
     /// The host address; `None` in a segment that Xen can not name (above 0xffff). Atomic.
@@ -180,12 +302,6 @@ impl Device {
         unsafe { sys::pci_is_pf(self.0) }
     }
 
-    /// The physical function of a virtual one, or itself.
-    pub fn physical(&self) -> Self {
-        // SAFETY: alive; the physical function outlives its virtual ones.
-        unsafe { Self::get(sys::pci_physfn(self.0)) }
-    }
-
     /// The bridge above it, if there is one.
     pub fn upstream(&self) -> Option<Self> {
         // SAFETY: alive; a device's bus and that bus' bridge outlive the device.
@@ -231,14 +347,6 @@ impl Device {
         // SAFETY: alive; an aligned pointer.
         let driver = unsafe { (&raw const (*self.generic()).driver).read_volatile() };
         !driver.is_null()
-    }
-
-    /// Whether `driver_override` names the driver whose `probe` is running.
-    pub fn is_override_match(&self) -> bool {
-        // SAFETY: alive; in `probe` the core has set the driver.
-        let driver = unsafe { (*self.generic()).driver };
-        // SAFETY: alive; a registered driver.
-        !driver.is_null() && unsafe { sys::match_driver_override(self.generic(), driver) } > 0
     }
 
     /// Keeps a function that no driver has for the driver `name`: no other is bound to it.
@@ -528,23 +636,6 @@ impl Device {
         u16::try_from(unsafe { bindings::pci_msix_vec_count(self.0) }).unwrap_or(0)
     }
 
-    /// Copies the present configuration.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, or that of the PCI core.
-    pub fn save_state(&self) -> Result<SavedState> {
-        // SAFETY: alive.
-        to_result(unsafe { bindings::pci_save_state(self.0) })?;
-        // SAFETY: alive, state saved.
-        let state = unsafe { bindings::pci_store_saved_state(self.0) };
-        if state.is_null() {
-            return Err(ENOMEM);
-        }
-        // INVARIANT: ours.
-        Ok(SavedState(state))
-    }
-
     /// Writes a saved configuration back, but for bus mastering, which is off after it. MSI and MSI-X that are
     /// on are on after it, too, by Xen.
     ///
@@ -558,16 +649,16 @@ impl Device {
         const COMMAND: usize = 1;
         const BARS: core::ops::RangeInclusive<usize> = 4..=9;
         // SAFETY: alive; a valid copy, which the call does not change.
-        to_result(unsafe { bindings::pci_load_saved_state(self.0, state.0) })?;
+        to_result(unsafe { bindings::pci_load_saved_state(self.0, state.raw) })?;
         // SAFETY: alive; the array is used by who saves or restores, and that is who has the function in
         // hand, as we have now.
         let header = unsafe {
             (*self.0).saved_config_space[COMMAND] &= !u32::from(MASTER);
             (*self.0).saved_config_space
         };
-        let result = if self.msi_state().1 && !self.is_vf() {
+        let result = if self.msi_state().1 {
             for (at, value) in header.iter().enumerate() {
-                if BARS.contains(&at) && self.header_type() == 0 {
+                if BARS.contains(&at) && self.header_type() == 0 && !self.is_vf() {
                     // CAST: below 64.
                     let _ = self.write_config(4 * at as u16, AccessWidth::Dword, *value);
                 }
@@ -575,7 +666,7 @@ impl Device {
             // CAST: a 16-bit register.
             let command = header[COMMAND] as u16 | MEMORY;
             let _ = self.write_config(COMMAND_AT, AccessWidth::Word, command.into());
-            if self.decodes_memory() {
+            if state.physical.decodes_memory() {
                 Ok(())
             } else {
                 self.disable_msix();
@@ -589,27 +680,43 @@ impl Device {
         result
     }
 
-    /// Whether its COMMAND register says that it decodes memory. A virtual function's does not count.
-    fn decodes_memory(&self) -> bool {
+    /// Whether its COMMAND register says that it decodes memory. A virtual function decodes as its physical one
+    /// does (XSA-157).
+    pub fn decodes_memory(&self) -> bool {
         match self.read_config(COMMAND_AT, AccessWidth::Word) {
             Ok(ALL_ONES) | Err(_) => false,
             Ok(command) => command & u32::from(MEMORY) != 0,
         }
     }
 
-    /// Resets the function by the first method that works, configuration included. The device lock
-    /// must be held. Takes 100 ms to some seconds.
+    /// # Safety
     ///
-    /// # Errors
-    ///
-    /// `ENOTTY` when it has no way to be reset, `EIO` when none of its ways worked.
-    pub fn reset(&self) -> Result {
-        // SAFETY: alive; lock held, promised by the caller.
+    /// The device lock must be held.
+    unsafe fn reset_quiet(&self) -> Result {
+        // SAFETY: alive; promised by the caller.
         match to_result(unsafe { bindings::__pci_reset_function_locked(self.0) }) {
             // The core's word for both.
             Err(ENOTTY) if self.has_own_reset() => Err(EIO),
             result => result,
         }
+    }
+
+    /// # Safety
+    ///
+    /// The device lock must be held.
+    unsafe fn reset_and_restore_quiet(&self, state: &SavedState) -> Result {
+        self.set_power_state(0)?;
+        // No decode, no DMA, no interrupt while it is reset. A function that does not take the write
+        // is reset nevertheless.
+        let _ = self.write_config(
+            COMMAND_AT,
+            AccessWidth::Word,
+            bindings::PCI_COMMAND_INTX_DISABLE,
+        );
+        // SAFETY: promised by the caller.
+        let result = unsafe { self.reset_quiet() };
+        let restored = self.restore_state(state);
+        result.and(restored)
     }
 
     /// Whether the core knows a way to reset this function alone. A way that resets its bus may be on the
@@ -648,29 +755,11 @@ impl Device {
         if unsafe { bindings::pci_dev_trylock(self.0) } == 0 {
             return Err(EAGAIN);
         }
-        let result = self.reset_and_restore(state);
+        // SAFETY: the device lock was taken just now, and with it the core keeps dom0's userspace away.
+        let result = unsafe { self.reset_and_restore_quiet(state) };
         // SAFETY: alive, locked above.
         unsafe { bindings::pci_dev_unlock(self.0) };
         result
-    }
-
-    /// [`Self::try_reset`] with the device lock held.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::try_reset`], but for `EAGAIN`.
-    pub fn reset_and_restore(&self, state: &SavedState) -> Result {
-        self.set_power_state(0)?;
-        // No decode, no DMA, no interrupt while it is reset. A function that does not take the write
-        // is reset nevertheless.
-        let _ = self.write_config(
-            COMMAND_AT,
-            AccessWidth::Word,
-            bindings::PCI_COMMAND_INTX_DISABLE,
-        );
-        let result = self.reset();
-        let restored = self.restore_state(state);
-        result.and(restored)
     }
 
     /// Tells Xen that another domain will use the MSI-X table of this function, or no more.
@@ -688,7 +777,8 @@ impl Device {
         to_result(unsafe { sys::physdev_msix(self.0, prepare) })
     }
 
-    /// Resets everything on the function's slot or bus, keeping the configuration of each function.
+    /// Resets everything on the function's slot or bus. The core holds the device locks of all functions there,
+    /// keeps dom0's userspace away from their configurations, and writes them back as they were before.
     /// No device lock of any of them may be held by the caller.
     ///
     /// # Errors
@@ -699,14 +789,16 @@ impl Device {
         to_result(unsafe { bindings::pci_reset_bus(self.0) })
     }
 
+    /// Whether both are on the same bus. Atomic.
+    pub fn is_beside(&self, other: &Device) -> bool {
+        // SAFETY: both alive; a function keeps its bus, and the pointer to it.
+        unsafe { core::ptr::eq((*self.0).bus, (*other.0).bus) }
+    }
+
     /// Whether `each` holds for all other functions of the host on this function's bus. May be called
     /// with any lock held: it uses none of the bus itself.
     pub fn all_others_on_bus(&self, mut each: impl FnMut(&Device) -> bool) -> bool {
-        !any(|other| {
-            // SAFETY: both alive.
-            let same_bus = unsafe { core::ptr::eq((*other.0).bus, (*self.0).bus) };
-            same_bus && other != self && !each(other)
-        })
+        !any(|other| other.is_beside(self) && other != self && !each(other))
     }
 
     /// The function at this address, if the host has it.
@@ -820,10 +912,10 @@ unsafe fn msi_pirq(irq: u32) -> u32 {
 
 /// A driver that decides in `probe` which functions it takes.
 pub trait Driver: Send + Sync + Sized + 'static {
-    /// A function without a driver; the core holds its device lock. `None` is "not mine".
-    fn probe(dev: Device) -> Result<Option<Arc<Self>>>;
-    /// The driver lets the function go; the core holds its device lock.
-    fn remove(this: Arc<Self>);
+    /// A function that the driver may have. `None` is "not mine".
+    fn probe(dev: &Locked<'_>) -> Result<Option<Arc<Self>>>;
+    /// The driver lets the function go.
+    fn remove(this: Arc<Self>, dev: &Locked<'_>);
     /// A step of the recovery from an error of the PCIe hierarchy (AER); the core holds the device
     /// lock. What it returns is the driver's vote.
     fn recover(this: ArcBorrow<'_, Self>, step: Step) -> Verdict;
@@ -955,7 +1047,8 @@ impl<T: Driver> Registration<T> {
         from_result(|| {
             // SAFETY: the core passes a live device.
             let device = unsafe { Device::get(dev) };
-            let state = T::probe(device)?.ok_or(ENODEV)?;
+            // SAFETY: the core holds its device lock.
+            let state = T::probe(unsafe { &Locked::assume(&device) })?.ok_or(ENODEV)?;
             // SAFETY: the driver data is ours while the device is bound.
             unsafe {
                 bindings::dev_set_drvdata(
@@ -973,8 +1066,12 @@ impl<T: Driver> Registration<T> {
         // SAFETY: as above.
         unsafe { bindings::dev_set_drvdata(&raw mut (*dev).dev, core::ptr::null_mut()) };
         if !state.is_null() {
+            // SAFETY: a live device.
+            let device = unsafe { Device::get(dev) };
+            // SAFETY: the core holds its device lock.
+            let locked = unsafe { Locked::assume(&device) };
             // SAFETY: `probe` stored it with `Arc::into_raw`, and it has just been taken out.
-            T::remove(unsafe { Arc::from_raw(state.cast_const()) });
+            T::remove(unsafe { Arc::from_raw(state.cast_const()) }, &locked);
         }
     }
 

@@ -49,7 +49,7 @@ use kernel::{
 use pciif::{
     access::ConfigAccess,
     aer::{self, Step, Verdict},
-    config::{self, Field, VirtualConfigSpace, WriteOutcome},
+    config::{self, Field, GuestBits, VirtualConfigSpace, WriteOutcome},
     denied::{DeniedWrite, DeniedWrites},
     intx,
     lifecycle::{Event, Lifecycle, Refusal, ResetFailure},
@@ -126,12 +126,22 @@ impl Config {
 
     /// Has `what` write the host's configuration back, and gives the guest what it may set of it.
     fn keeping_guest_bits<T>(&self, dev: &pci::Device, what: impl FnOnce(&SavedState) -> T) -> T {
-        let (golden, guest) = (&self.golden, self.guest.as_deref());
-        let host = &mut Host { dev, golden, guest };
-        let bits = self.space.guest_bits(host);
-        let result = what(golden);
-        self.space.give_back(host, &bits);
+        let bits = self.guest_bits(dev);
+        let result = what(&self.golden);
+        self.give_back(dev, &bits);
         result
+    }
+
+    /// See [`VirtualConfigSpace::guest_bits`].
+    fn guest_bits(&self, dev: &pci::Device) -> GuestBits {
+        let (golden, guest) = (&self.golden, self.guest.as_deref());
+        self.space.guest_bits(&mut Host { dev, golden, guest })
+    }
+
+    /// See [`VirtualConfigSpace::give_back`].
+    fn give_back(&self, dev: &pci::Device, bits: &GuestBits) {
+        let (golden, guest) = (&self.golden, self.guest.as_deref());
+        self.space.give_back(&mut Host { dev, golden, guest }, bits);
     }
 
     /// Takes memory for `count` vectors and has `enable` enable them.
@@ -190,6 +200,8 @@ const NOBODY: u32 = u32::MAX;
 #[pin_data]
 pub(crate) struct Function {
     dev: pci::Device,
+    /// That of a virtual function, or itself.
+    physical: pci::Device,
     address: Sbdf,
     by_override: bool,
     permissive: AtomicBool,
@@ -213,11 +225,11 @@ xen::has_work_item!(Function, 0, release);
 
 impl Run<0> for Function {
     fn run(this: Arc<Self>) {
-        let _lock = this.dev.lock();
+        let lock = this.dev.lock();
         if !matches!(*this.owner.lock(), Lifecycle::Releasing { .. }) {
             return;
         }
-        let result = this.take_back();
+        let result = this.take_back(&lock);
         if let Err(why) = result {
             dev_err!(
                 this.dev.as_generic(),
@@ -230,15 +242,19 @@ impl Run<0> for Function {
 }
 
 impl Function {
-    /// Takes a function: the core is in `probe` and holds its device lock.
+    /// Takes a function: the core is in `probe`.
     ///
     /// # Errors
     ///
     /// When it cannot be enabled, saved or restored; it is then as before.
-    pub(crate) fn seize(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
+    pub(crate) fn seize(
+        dev: &pci::Locked<'_>,
+        address: Sbdf,
+        by_override: bool,
+    ) -> Result<Arc<Self>> {
         // The legacy interrupt is only known once it is enabled; toolstacks read it from sysfs.
         dev.enable()?;
-        let result = Self::seize_enabled(dev.clone(), address, by_override);
+        let result = Self::seize_enabled(dev, address, by_override);
         dev.set_bus_master(false);
         dev.disable();
         let this = result?;
@@ -246,20 +262,26 @@ impl Function {
         Ok(this)
     }
 
-    fn seize_enabled(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
+    fn seize_enabled(dev: &pci::Locked<'_>, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
         match dev.prepare_msix(true) {
             // Xen is not asked about a function without MSI-X.
             Ok(()) | Err(ENODEV) => {}
             Err(e) => dev_warn!(dev.as_generic(), "MSI-X preparation failed ({:?})\n", e),
         }
-        Self::seize_prepared(dev.clone(), address, by_override).inspect_err(|_| {
+        Self::seize_prepared(dev, address, by_override).inspect_err(|_| {
             let _ = dev.prepare_msix(false);
         })
     }
 
-    fn seize_prepared(dev: pci::Device, address: Sbdf, by_override: bool) -> Result<Arc<Self>> {
-        let golden = dev.save_state()?;
-        let reset = dev.reset();
+    fn seize_prepared(
+        lock: &pci::Locked<'_>,
+        address: Sbdf,
+        by_override: bool,
+    ) -> Result<Arc<Self>> {
+        let dev = pci::Device::clone(lock);
+        let physical = lock.physical().ok_or(ENODEV)?;
+        let golden = lock.save_state()?;
+        let reset = lock.reset();
         report_reset(&dev, reset);
         dev.restore_state(&golden)?;
         let bars = [0, 1, 2, 3, 4, 5].map(|index| dev.bar(index));
@@ -282,6 +304,7 @@ impl Function {
         Arc::pin_init(
             pin_init!(Self {
                 dev,
+                physical,
                 address,
                 by_override,
                 permissive: AtomicBool::new(false),
@@ -330,6 +353,11 @@ impl Function {
     /// The host's function.
     pub(crate) fn device(&self) -> &pci::Device {
         &self.dev
+    }
+
+    /// Its physical function, or itself.
+    pub(crate) fn physical(&self) -> &pci::Device {
+        &self.physical
     }
 
     /// Whose it is.
@@ -501,8 +529,8 @@ impl Function {
         }
     }
 
-    /// The driver is unbound: gives it back to dom0. The core holds the device lock.
-    pub(crate) fn let_go(&self) {
+    /// The driver is unbound: gives it back to dom0.
+    pub(crate) fn let_go(&self, lock: &pci::Locked<'_>) {
         let before = *self.owner.lock();
         if let Lifecycle::Assigned { domid } = before {
             let dev = self.dev.as_generic();
@@ -532,7 +560,7 @@ impl Function {
         let _ = self.apply(Event::Unbind);
         // From here on no request and no assignment touches it.
         self.config.lock().alive = false;
-        if let Err(why) = self.take_back() {
+        if let Err(why) = self.take_back(lock) {
             dev_warn!(
                 self.dev.as_generic(),
                 "goes back to dom0, but {}\n",
@@ -546,13 +574,13 @@ impl Function {
         self.dev.set_assigned(false);
     }
 
-    /// Stops the function, resets it and restores its configuration. The device lock is held.
+    /// Stops the function, resets it and restores its configuration.
     ///
     /// # Errors
     ///
     /// When it may not be clean. A function that has no way to be reset is not an error, unless the
     /// administrator says so.
-    fn take_back(&self) -> Result<(), ResetFailure> {
+    fn take_back(&self, lock: &pci::Locked<'_>) -> Result<(), ResetFailure> {
         let mut config = self.config.lock();
         let dev = &self.dev;
         config.give_vectors_back();
@@ -568,7 +596,7 @@ impl Function {
         dev.set_bus_master(false);
         let _ = dev.wake(&config.golden);
         quiesce(dev);
-        let reset = dev.reset();
+        let reset = lock.reset();
         self.last_reset.store(errno(reset), Ordering::Relaxed);
         let reset = match reset {
             Err(ENOTTY) if REQUIRE_RESET.get() => Err(ResetFailure::NoMethod),
@@ -601,9 +629,9 @@ impl Function {
             return Err(EBUSY);
         }
         let mut result = self.reset_alone();
-        if matches!(result, Err(ENOTTY | EIO)) && self.may_reset_bus() {
+        if matches!(result, Err(ENOTTY | EIO)) {
             // A bus that cannot be reset does not make a method that failed one that is not there.
-            result = match self.dev.reset_bus() {
+            result = match self.reset_bus() {
                 Err(ENOTTY) => result,
                 by_bus => by_bus,
             };
@@ -617,34 +645,68 @@ impl Function {
     }
 
     fn reset_alone(&self) -> Result {
-        let _lock = self.dev.lock();
+        let lock = self.dev.lock();
         // Held over the reset: no request of a guest, and no assignment.
         let config = self.config.lock();
         if !config.alive {
             return Err(ENODEV);
         }
         if config.guest.is_some() {
-            return config
-                .keeping_guest_bits(&self.dev, |golden| self.dev.reset_and_restore(golden));
+            return config.keeping_guest_bits(&self.dev, |golden| lock.reset_and_restore(golden));
         }
-        let result = self.dev.reset();
+        let result = lock.reset();
         let restored = self.dev.restore_state(&config.golden);
         quiesce(&self.dev);
         result.and(restored)
     }
 
-    /// Whether nobody else would feel a reset of its bus.
-    fn may_reset_bus(&self) -> bool {
+    /// Resets its slot or bus, if nobody else would feel that.
+    ///
+    /// All functions there are held from before that is looked at until each has its configuration: an
+    /// assignment or a release that comes meanwhile waits, and so do the requests of a guest. They are only
+    /// tried, as their locks have no order; the core then tries their device locks.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` when there is no such way, or others are on the bus; `EBUSY` when one of them is in hand; else that
+    /// of the reset, or of writing a configuration back.
+    fn reset_bus(&self) -> Result {
+        let all = registry::functions(|f| f.dev.is_beside(&self.dev))?;
+        let mut held = KVec::with_capacity(all.len(), GFP_KERNEL)?;
+        for function in &all {
+            held.push(function.config.try_lock().ok_or(EBUSY)?, GFP_KERNEL)?;
+        }
         let owner = self.owner();
-        self.dev.all_others_on_bus(|other| {
-            other
-                .address()
-                .and_then(registry::find_function)
-                .is_some_and(|other| {
-                    let theirs = other.owner();
-                    !other.is_bridge() && (theirs == Lifecycle::Available || theirs == owner)
-                })
-        })
+        let is_ours = |other: &pci::Device| {
+            all.iter().any(|f| {
+                let theirs = f.owner();
+                f.dev == *other
+                    && !f.is_bridge()
+                    && (theirs == Lifecycle::Available || theirs == owner)
+            })
+        };
+        if !self.dev.all_others_on_bus(is_ours) || held.iter().any(|config| !config.alive) {
+            return Err(ENOTTY);
+        }
+        let mut bits = KVec::with_capacity(all.len(), GFP_KERNEL)?;
+        for (function, config) in all.iter().zip(&held) {
+            bits.push(config.guest_bits(&function.dev), GFP_KERNEL)?;
+        }
+        match self.dev.reset_bus() {
+            // Somebody of dom0 has one of them in hand.
+            Err(EAGAIN) => return Err(EBUSY),
+            result => result?,
+        }
+        let mut result = Ok(());
+        for ((function, config), bits) in all.iter().zip(&held).zip(&bits) {
+            let restored = function.dev.restore_state(&config.golden);
+            match config.guest {
+                Some(_) => config.give_back(&function.dev, bits),
+                None => quiesce(&function.dev),
+            }
+            result = result.and(restored);
+        }
+        result
     }
 
     /// One step of the recovery from an error of the hierarchy: asks the guest that has it. Sleeps
@@ -905,9 +967,13 @@ impl Function {
         }
     }
 
+    /// The table can only be reached while the function is awake and decodes memory.
     fn enable_msix(&self, config: &Config, wanted: &mut [MsixEntry]) -> Result<u32, OpStatus> {
         let dev = &self.dev;
-        if dev.msi_state() != (false, false) || dev.power_state() != 0 || !self.decodes_memory() {
+        if dev.msi_state() != (false, false)
+            || dev.power_state() != 0
+            || !self.physical.decodes_memory()
+        {
             return Err(OpStatus::OpFailed);
         }
         let table = self.dev.msix_table_size();
@@ -936,18 +1002,6 @@ impl Function {
             }
         }
         Ok(0)
-    }
-
-    /// The MSI-X table can only be reached while memory decoding is on; for a virtual function that
-    /// is the physical one's (XSA-157).
-    fn decodes_memory(&self) -> bool {
-        self.dev
-            .physical()
-            .read_config(
-                bindings::PCI_COMMAND as u16,
-                pciif::access::AccessWidth::Word,
-            )
-            .is_ok_and(|command| command & bindings::PCI_COMMAND_MEMORY != 0)
     }
 }
 

@@ -18,7 +18,8 @@
 //! A function's device lock (the PCI core's), [`backend`]'s `roots`, the lease of its device, its `link`, a
 //! [`server`]'s `errors`, its `sending`, [`exports`]' `table` or `server`, a function's `config`, a function's
 //! `owner`, the [`registry`]; inside any of them a guest's account, then that of all guests. Each is left
-//! out where it is not needed; none is taken against this order. The event handler takes `table` and
+//! out where it is not needed; none is taken against this order, nor two of a kind but for the `config`s of a
+//! bus, which are tried. The event handler takes `table` and
 //! `config`, if no thread has them, and the accounts.
 
 mod attributes;

@@ -133,11 +133,11 @@ fn is_listed(dev: &pci::Device) -> bool {
 }
 
 impl pci::Driver for Function {
-    fn probe(dev: pci::Device) -> Result<Option<Arc<Self>>> {
+    fn probe(dev: &pci::Locked<'_>) -> Result<Option<Arc<Self>>> {
         if !OPEN.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let listed = is_listed(&dev);
+        let listed = is_listed(dev);
         let by_override = !listed && dev.is_override_match();
         if !listed && !by_override {
             return Ok(None);
@@ -159,7 +159,7 @@ impl pci::Driver for Function {
             return Err(ENODEV);
         }
         dev_info!(generic, "seizing device\n");
-        let function = Function::seize(dev.clone(), address, by_override)
+        let function = Function::seize(dev, address, by_override)
             .inspect_err(|e| dev_err!(generic, "cannot be taken: {:?}\n", e))?;
         let listed = if by_override {
             registry::add_slots(&SlotPattern::from(address))
@@ -169,17 +169,17 @@ impl pci::Driver for Function {
         // Without memory for the lists it goes back as it came.
         listed
             .and_then(|()| registry::add_function(function.clone()))
-            .inspect_err(|_| function.let_go())?;
+            .inspect_err(|_| function.let_go(dev))?;
         Ok(Some(function))
     }
 
-    fn remove(this: Arc<Self>) {
+    fn remove(this: Arc<Self>, dev: &pci::Locked<'_>) {
         registry::remove_function(&this);
         if this.by_override() {
             // Else the next probe would take it again, though nobody asks for it any more.
             registry::remove_slots(&SlotPattern::from(this.address()));
         }
-        this.let_go();
+        this.let_go(dev);
     }
 
     fn recover(this: ArcBorrow<'_, Self>, step: Step) -> Verdict {
@@ -187,7 +187,7 @@ impl pci::Driver for Function {
     }
 
     fn physical_goes(dev: &pci::Device) {
-        let is_below = |f: &Function| f.device().is_vf() && &f.device().physical() == dev;
+        let is_below = |f: &Function| f.device().is_vf() && f.physical() == dev;
         let Ok(below) = registry::functions(is_below) else {
             return;
         };
