@@ -518,6 +518,7 @@ impl Function {
             return Err(e);
         }
         config.guest = Some(guest.clone());
+        self.intx(&mut config, intx::Event::Assigned);
         Ok(Ok(()))
     }
 

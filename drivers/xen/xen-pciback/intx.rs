@@ -22,7 +22,7 @@ use xen::{
     log::Show,
 };
 
-/// How often the handler asks Xen whether it is needed.
+/// In how many interrupts the handler asks Xen once whether a guest has the line.
 const LOOK_EVERY: u32 = 1000;
 
 /// What the handler uses, and what is shown of it.
@@ -31,23 +31,42 @@ pub(crate) struct Acknowledger {
     number: Option<LineNumber>,
     on: AtomicBool,
     acking: AtomicBool,
+    silent: AtomicBool,
+    messages: AtomicBool,
+    /// In this assignment it was said that it fell silent.
+    told: AtomicBool,
+    /// Interrupts that were claimed.
     count: AtomicU32,
+    /// Interrupts that came while it was silent.
+    skipped: AtomicU32,
 }
 
 impl Handler for Acknowledger {
     fn on_interrupt(this: ArcBorrow<'_, Self>) -> bool {
-        if !this.acking.load(Ordering::Relaxed) {
-            return false;
+        let state = this.state();
+        let counter = match state {
+            Intx { acking: true, .. } => &this.count,
+            Intx { silent: true, .. } => &this.skipped,
+            _ => return false,
+        };
+        let count = counter.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        if count % LOOK_EVERY == 0 {
+            let event = match this.number.is_some_and(LineNumber::is_shared_with_guests) {
+                true => Event::Shared,
+                false => Event::NotShared,
+            };
+            let next = state.after(event);
+            if next != state {
+                this.set(next);
+            }
+            if next.silent && !this.told.swap(true, Ordering::Relaxed) {
+                pr_info!(
+                    "{}: its interrupt line is not shared with other domains: no longer acknowledged\n",
+                    Show(this.address)
+                );
+            }
         }
-        let count = this.count.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        if count % LOOK_EVERY == 0 && !this.number.is_some_and(LineNumber::is_shared_with_guests) {
-            this.acking.store(false, Ordering::Relaxed);
-            pr_info!(
-                "{}: its interrupt line is not shared with other domains: no longer acknowledged\n",
-                Show(this.address)
-            );
-        }
-        true
+        state.acking
     }
 }
 
@@ -60,7 +79,11 @@ impl Acknowledger {
                 number: LineNumber::new(irq),
                 on: AtomicBool::new(false),
                 acking: AtomicBool::new(false),
+                silent: AtomicBool::new(false),
+                messages: AtomicBool::new(false),
+                told: AtomicBool::new(false),
                 count: AtomicU32::new(0),
+                skipped: AtomicU32::new(0),
             },
             GFP_KERNEL,
         )?)
@@ -76,7 +99,16 @@ impl Acknowledger {
         Intx {
             on: self.on.load(Ordering::Relaxed),
             acking: self.acking.load(Ordering::Relaxed),
+            silent: self.silent.load(Ordering::Relaxed),
+            messages: self.messages.load(Ordering::Relaxed),
         }
+    }
+
+    /// Notes what the handler itself changes. Who looks in between finds it neither claiming
+    /// nor silent, or both: that is one interrupt.
+    fn set(&self, state: Intx) {
+        self.acking.store(state.acking, Ordering::Relaxed);
+        self.silent.store(state.silent, Ordering::Relaxed);
     }
 
     /// Interrupts that were claimed.
@@ -103,10 +135,13 @@ impl Control {
     /// `ENXIO` for a function without a line; that of the core when the line cannot be shared. The
     /// handler is off then.
     pub(crate) fn apply(&mut self, acknowledger: &Arc<Acknowledger>, event: Event) -> Result {
-        let next = acknowledger.state().after(event);
+        let mut next = acknowledger.state().after(event);
         let mut result = Ok(());
+        if event == Event::Assigned {
+            acknowledger.told.store(false, Ordering::Relaxed);
+        }
         if !next.on {
-            acknowledger.acking.store(false, Ordering::Relaxed);
+            acknowledger.set(next);
             self.line = None;
         } else if self.line.is_none() {
             match Self::request(acknowledger) {
@@ -114,11 +149,13 @@ impl Control {
                 Err(e) => result = Err(e),
             }
         }
-        let on = self.line.is_some();
-        acknowledger.on.store(on, Ordering::Relaxed);
+        next.on = self.line.is_some();
+        next.acking &= next.on;
+        acknowledger.on.store(next.on, Ordering::Relaxed);
         acknowledger
-            .acking
-            .store(on && next.acking, Ordering::Relaxed);
+            .messages
+            .store(next.messages, Ordering::Relaxed);
+        acknowledger.set(next);
         result
     }
 
