@@ -732,8 +732,7 @@ impl Device {
     }
 
     /// Resets the function while a guest uses it, and writes a saved configuration back, as by
-    /// [`Self::restore_state`]. Takes the device
-    /// lock if it is free; 100 ms to some seconds.
+    /// [`Self::restore_state`]. Takes the device lock if it is free; 100 ms to some seconds.
     ///
     /// As `pci_try_reset_function`, which would write two lines into the log for each reset that a
     /// guest asks for. While the reset lasts, the function decodes nothing: that is so with every

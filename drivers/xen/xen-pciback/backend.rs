@@ -9,15 +9,16 @@
 //! run may begin. `end` ends it: a request that is being served
 //! may reset a function, which takes as long as a reset, and the connection ends after it.
 //!
-//! After the core has called `remove` it knows nothing of the device any more; the reference that we
-//! hold keeps its memory until `end` has run. `control` may be in the middle of something, so it reads and
+//! After the core has called `remove` it knows nothing of the device any more; the reference that the lease
+//! holds keeps its memory until `end` has run. `control` may be in the middle of something, so it reads and
 //! writes the store only with the device lent by `lease`, which `remove` ends: from then on our keys and
-//! our state are those that the toolstack and the core leave. The functions are released in `remove` itself: that only
-//! queues work, and whoever is to get them next has to find them in that state.
+//! our state are those that the toolstack and the core leave. The functions are released in `remove`
+//! itself: that only queues work, and whoever is to get them next has to find them in that state.
 //!
-//! *Locks*: `link`, a mutex that is held for the moment in which a connection is noted or taken out; `roots` and
-//! `attempts`, used by the work item only; the lease's, for single operations and while a connection is
-//! made. Nothing is held while the work item waits for a function to become free.
+//! *Locks*: `link`, a mutex that is held for the moment in which a connection is noted or taken out;
+//! `roots`, used by the work item only, and held while a root bus is published; `attempts`, for an
+//! instant; the lease's, for single operations and while a connection is made. Nothing is held while the
+//! work item waits for a function to become free.
 
 use crate::{exports::Exports, function::Function, registry, server::Link, QUEUE};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};

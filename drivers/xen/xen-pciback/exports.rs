@@ -8,7 +8,8 @@
 //! up, and each [`crate::function`] that the guest has, for errors that the guest should hear of.
 //! *Locks*: `table` and `server`, held for a lookup or a change, never both; what is found stays
 //! usable by its own reference. `table` is also taken by the event handler, which serves a request
-//! under it: it must not drop the last reference to a function. `account`, and inside it that of all
+//! under it: it must not drop the last reference to a function. The device of the guest's backend is only had
+//! on its lease, for one write. `account`, and inside it that of all
 //! guests, are held for a few instructions, in any context.
 
 use crate::{function::Function, registry, server::Server, PASSTHROUGH};

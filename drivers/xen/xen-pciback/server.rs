@@ -12,8 +12,8 @@
 //! The handler itself, when the request is an access to a configuration space that cannot sleep and
 //! nobody else has the function: that saves the way to a thread and back, which costs more than all
 //! the rest. How much of a CPU it may use for one guest and for all is in [`pciif::account`]; a guest that
-//! wants more, or whose accesses are slow, is served by its work item, which the scheduler treats as any
-//! other thread. The work item, too, pauses when the guest has had its share and others want the CPU.
+//! wants more, or whose accesses are slow, is served by its work item, in a kernel thread of normal
+//! priority. The work item, too, pauses when the guest has had its share and others want the CPU.
 //!
 //! # Spurious events
 //!
