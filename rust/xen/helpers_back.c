@@ -2,6 +2,7 @@
 /* What the backend asks of a function of the host; see helpers.c. */
 #include <linux/blkdev.h>
 #include <linux/interrupt.h>
+#include <linux/irq.h>
 #include <linux/netdevice.h>
 #include <linux/pci.h>
 #include <linux/vgaarb.h>
@@ -191,6 +192,15 @@ HELPER(struct pci_dev *, pci_line_neighbour, struct pci_dev *dev)
 HELPER(bool, irq_is_connected, unsigned int irq)
 {
 	return irq && irq != IRQ_NOTCONNECTED;
+}
+
+/* For a handler on the interrupt while it runs: its action, and so the interrupt, stays. */
+HELPER(bool, irq_has_one_action, unsigned int irq)
+{
+	struct irq_data *data = irq_get_irq_data(irq);
+	struct irqaction *action = data ? READ_ONCE(irq_data_to_desc(data)->action) : NULL;
+
+	return action && !READ_ONCE(action->next);
 }
 
 HELPER(int, request_shared_irq, unsigned int irq, irq_handler_t handler, const char *name,

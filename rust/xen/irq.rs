@@ -6,6 +6,7 @@
 //! wants one for a line that a guest serves.
 
 use crate::{compat::irqreturn, sys};
+use core::marker::PhantomData;
 use kernel::{
     bindings,
     error::to_result,
@@ -53,11 +54,31 @@ impl LineNumber {
     }
 }
 
+/// An interrupt whose handlers are running, for one of them.
+///
+/// # Invariants
+///
+/// A handler of this interrupt runs as long as the value is there.
+pub struct Running<'a> {
+    irq: ffi::c_int,
+    _handler: PhantomData<&'a ()>,
+}
+
+impl Running<'_> {
+    /// Whether that handler is the only one of this kernel.
+    pub fn has_one_handler(&self) -> bool {
+        // CAST: the core's number, which is no error.
+        // SAFETY: by the type invariant a handler runs, and the core frees none that it has taken off the
+        // list before all that run are done.
+        unsafe { sys::irq_has_one_action(self.irq as ffi::c_uint) }
+    }
+}
+
 /// Who hears of interrupts on a line.
 pub trait Handler: Send + Sync + 'static {
     /// The line is active. Runs in hard interrupt context: atomic. Returns whether this one is
     /// taken to be served.
-    fn on_interrupt(this: ArcBorrow<'_, Self>) -> bool;
+    fn on_interrupt(this: ArcBorrow<'_, Self>, interrupt: &Running<'_>) -> bool;
 }
 
 /// A shared line with a handler on it.
@@ -119,12 +140,17 @@ impl<T: Handler> Drop for Line<T> {
 }
 
 extern "C" fn callback<T: Handler>(
-    _irq: ffi::c_int,
+    irq: ffi::c_int,
     cookie: *mut ffi::c_void,
 ) -> bindings::irqreturn_t {
     // SAFETY: the cookie is the `Arc<T>` of the line, which outlives the registration.
     let handler = unsafe { ArcBorrow::from_raw(cookie.cast::<T>().cast_const()) };
-    if T::on_interrupt(handler) {
+    // INVARIANT: the core calls this as a handler of that interrupt, and the value goes before it returns.
+    let interrupt = Running {
+        irq,
+        _handler: PhantomData,
+    };
+    if T::on_interrupt(handler, &interrupt) {
         irqreturn::IRQ_HANDLED
     } else {
         irqreturn::IRQ_NONE

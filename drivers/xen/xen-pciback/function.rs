@@ -95,7 +95,6 @@ struct Config {
     alive: bool,
     /// The guest's functions, while it is assigned.
     guest: Option<Arc<Exports>>,
-    intx: Control,
     /// Since the present guest has it.
     denied: DeniedWrites,
     /// What the present guest's vectors for MSI or MSI-X take of the memory of its account.
@@ -206,7 +205,7 @@ pub(crate) struct Function {
     by_override: bool,
     permissive: AtomicBool,
     interrupt_control: AtomicBool,
-    acknowledger: Arc<Acknowledger>,
+    line: Control,
     /// 0, an errno, or [`NO_RESET_YET`].
     last_reset: AtomicI32,
     #[pin]
@@ -299,7 +298,7 @@ impl Function {
         .map_err(|_| EIO)?;
         // A bridge has no interrupt that a guest would serve.
         let irq = if dev.header_type() == 0 { dev.irq() } else { 0 };
-        let acknowledger = Acknowledger::new(address, irq)?;
+        let line = Control::new(address, irq)?;
         warn_of_neighbours(&dev);
         Arc::pin_init(
             pin_init!(Self {
@@ -309,7 +308,7 @@ impl Function {
                 by_override,
                 permissive: AtomicBool::new(false),
                 interrupt_control: AtomicBool::new(false),
-                acknowledger,
+                line,
                 last_reset: AtomicI32::new(errno(reset)),
                 owner <- new_mutex!(Lifecycle::Available),
                 changed <- new_condvar!(),
@@ -319,7 +318,6 @@ impl Function {
                     golden,
                     alive: true,
                     guest: None,
-                    intx: Control::new(),
                     denied: DeniedWrites::new(),
                     vector_bytes: 0,
                     refused: Cell::new(Refused::NONE),
@@ -367,7 +365,7 @@ impl Function {
 
     /// dom0's handler on its interrupt line.
     pub(crate) fn acknowledger(&self) -> &Acknowledger {
-        &self.acknowledger
+        self.line.handler()
     }
 
     /// What came of the last reset.
@@ -450,11 +448,11 @@ impl Function {
     ///
     /// `ENXIO` without a line; that of the core when the line cannot be shared.
     pub(crate) fn toggle_handler(&self) -> Result {
-        let mut config = self.config.lock();
+        let config = self.config.lock();
         if !config.alive {
             return Err(ENOENT);
         }
-        config.intx.apply(&self.acknowledger, intx::Event::Toggled)
+        self.line.apply(intx::Event::Toggled)
     }
 
     fn apply(&self, event: Event) -> Result<(), Refusal> {
@@ -590,7 +588,7 @@ impl Function {
         for grant in [Grant::Permissive, Grant::InterruptControl] {
             self.flag(grant).store(false, Ordering::Relaxed);
         }
-        let _ = config.intx.apply(&self.acknowledger, intx::Event::Disabled);
+        let _ = self.line.apply(intx::Event::Released);
         // First no DMA and no interrupts, then the reset (XSA-302): it leaves the guest quiet even if
         // it has no way to be reset. A guest may have put it to sleep, where its memory cannot be
         // reached for the interrupts' end, and where it cannot be reset or restored.
@@ -822,7 +820,7 @@ impl Function {
                     config.give_vectors_back();
                     self.intx(&mut config, intx::Event::MessagesOff);
                 }
-                Ok(self.acknowledger.pirq())
+                Ok(self.line.handler().pirq())
             }
         };
         result.map_or_else(Reply::failed, Reply::done)
@@ -852,7 +850,7 @@ impl Function {
     /// Tells dom0's handler on the line what happened. An error is said: without the handler dom0 may
     /// switch a shared line off.
     fn intx(&self, config: &mut Config, event: intx::Event) {
-        match config.intx.apply(&self.acknowledger, event) {
+        match self.line.apply(event) {
             // No pin, or not connected: nothing to acknowledge.
             Ok(()) | Err(ENXIO) => {}
             Err(e) => {

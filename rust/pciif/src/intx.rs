@@ -7,26 +7,69 @@
 //! so. It is *on* while the guest has the function enabled, and *acknowledging* while the function
 //! can really use its pin: not while MSI or MSI-X is on.
 //!
+//! The handler goes to the line when a guest first enables the function, and leaves it when the assignment
+//! ends. A guest that disables the function only has it no longer shown as on: else each switch of decode
+//! would request or free an interrupt, with locks, and perhaps a line of the kernel, each time. For the same
+//! reason a line that cannot be had is not asked for again in that assignment.
+//!
 //! A handler that no guest needs must not claim what is dom0's: it asks Xen once in many interrupts, and
-//! falls *silent* when no guest has the line. A guest cannot wake it by switching MSI or the function on and
-//! off: that would be a line in the log each time, and claims on a line that is not the guest's. It wakes
-//! when Xen says that a guest has the line, which it asks as seldom, by the administrator's hand, and with
-//! the next assignment. So there is one line about it in an assignment.
+//! falls *silent* when no guest has the line. And one that nobody in dom0 needs must not cost dom0 what the
+//! guest likes: when the line is busy and no other driver of dom0 is on it, the handler *leaves*. A guest
+//! cannot wake it by switching MSI or the function on and off: that would be a line in the log each time,
+//! and claims on a line that is not the guest's. A silent one wakes when Xen says that a guest has the line,
+//! which it asks as seldom; both begin anew by the administrator's hand, and with the next assignment.
 //!
 //! Two rules a reader may look for: a request for MSI that fails changes nothing here; and whoever
 //! ends MSI without having begun it changes nothing either, unless the handler is on.
 
+/// In how many interrupts the handler looks once whether it is still needed.
+pub const LOOK_EVERY: u32 = 1000;
+/// A line is busy when so many interrupts come in less than this many ns. A handler that leaves a line which
+/// only the guest uses takes nothing from the guest, so this may be what a fast device really needs.
+const BUSY_NS: u64 = 1_000_000_000;
+
+/// What the handler finds when it looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Xen delivers the line to a guest, too.
+    pub guest_has_it: bool,
+    /// No other driver of dom0 is on the line.
+    pub alone: bool,
+    /// ns since it looked last: the time of [`LOOK_EVERY`] interrupts.
+    pub took: u64,
+}
+
+impl Look {
+    /// What that means for the handler.
+    #[must_use]
+    pub const fn event(self) -> Event {
+        match self {
+            Self {
+                guest_has_it: false,
+                ..
+            } => Event::NotShared,
+            Self {
+                alone: true, took, ..
+            } if took < BUSY_NS => Event::Left,
+            _ => Event::Shared,
+        }
+    }
+}
+
 /// The handler's state, of which `irq_handlers` shows the first two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Intx {
-    /// The handler is on the line.
+    /// The handler is on the line, and the guest has the function enabled.
     pub on: bool,
-    /// It claims the line's interrupts.
+    /// It claims the line's interrupts for a guest that has the function enabled.
     pub acking: bool,
-    /// It has found that no guest has the line, and does not claim for anything that the guest does.
+    /// It has found that no guest has the line, or has left it, and does not claim for anything that the guest
+    /// does.
     pub silent: bool,
     /// MSI or MSI-X is on, as far as the handler was told.
     pub messages: bool,
+    /// The handler is on the line.
+    pub held: bool,
 }
 
 /// What can happen.
@@ -39,8 +82,10 @@ pub enum Event {
         /// MSI or MSI-X is on.
         messages: bool,
     },
-    /// The guest has disabled it, or it is taken back.
+    /// The guest has disabled it.
     Disabled,
+    /// It is taken back.
+    Released,
     /// MSI or MSI-X was switched on.
     MessagesOn,
     /// MSI or MSI-X was switched off.
@@ -49,6 +94,8 @@ pub enum Event {
     NotShared,
     /// Xen says that a guest shares it.
     Shared,
+    /// The line is busy and the handler is of no use there, or it could not be put there.
+    Left,
     /// The administrator wrote the function to `irq_handler_state`.
     Toggled,
 }
@@ -60,7 +107,15 @@ impl Intx {
         acking: false,
         silent: false,
         messages: false,
+        held: false,
     };
+
+    /// Whether an interrupt is claimed. While the handler is on the line that is also so when the guest has
+    /// disabled the function: its pin may still be active, and the line may be dom0's, too.
+    #[must_use]
+    pub const fn claims(self) -> bool {
+        self.held && (self.acking || (!self.on && !self.silent && !self.messages))
+    }
 
     /// The state after an event.
     #[must_use]
@@ -70,57 +125,64 @@ impl Intx {
             acking,
             silent,
             messages,
+            held,
         } = self;
         match event {
             // One that the administrator has put there stays.
             Event::Assigned => Intx {
                 on,
-                acking: on && (acking || silent),
+                acking: on,
                 silent: false,
                 messages: false,
+                held: on,
             },
-            Event::Enabled { messages: false } if !on => Intx {
+            Event::Enabled { messages: false } if !on && (held || !silent) => Intx {
                 on: true,
                 acking: !silent,
                 silent,
                 messages: false,
+                held: true,
             },
             Event::Enabled { .. } => self,
             Event::Disabled => Intx {
                 on: false,
                 acking: false,
-                silent,
-                messages,
+                ..self
             },
+            Event::Released => Self::OFF,
             Event::MessagesOn => Intx {
-                on,
                 acking: false,
-                silent,
                 messages: true,
+                ..self
             },
             Event::MessagesOff => Intx {
-                on,
                 acking: on && !silent,
-                silent,
                 messages: false,
+                ..self
             },
             Event::NotShared => Intx {
-                on,
                 acking: false,
-                silent: silent || acking,
-                messages,
+                silent: silent || self.claims(),
+                ..self
             },
             Event::Shared => Intx {
-                on,
                 acking: acking || (on && silent && !messages),
                 silent: false,
+                ..self
+            },
+            Event::Left => Intx {
+                on: false,
+                acking: false,
+                silent: true,
                 messages,
+                held: false,
             },
             Event::Toggled => Intx {
                 on: !on,
                 acking: !on,
                 silent: false,
                 messages,
+                held: !on,
             },
         }
     }
@@ -129,37 +191,57 @@ impl Intx {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::vec::Vec;
 
     const ON: Intx = Intx {
         on: true,
         acking: true,
         silent: false,
         messages: false,
+        held: true,
     };
     /// With MSI.
     const QUIET: Intx = Intx {
-        on: true,
         acking: false,
-        silent: false,
         messages: true,
+        ..ON
     };
     const SILENT: Intx = Intx {
-        on: true,
         acking: false,
         silent: true,
-        messages: false,
+        ..ON
     };
-    const EVENTS: [Event; 9] = [
-        Event::Assigned,
+    const OF_A_GUEST: [Event; 5] = [
         Event::Enabled { messages: false },
         Event::Enabled { messages: true },
         Event::Disabled,
         Event::MessagesOn,
         Event::MessagesOff,
+    ];
+    const OF_OTHERS: [Event; 6] = [
+        Event::Assigned,
+        Event::Released,
         Event::NotShared,
         Event::Shared,
+        Event::Left,
         Event::Toggled,
     ];
+
+    /// All states that these events lead to.
+    fn reached(from: &[Intx], events: &[Event]) -> Vec<Intx> {
+        let mut states = from.to_vec();
+        let mut at = 0;
+        while at < states.len() {
+            for event in events {
+                let next = states[at].after(*event);
+                if !states.contains(&next) {
+                    states.push(next);
+                }
+            }
+            at += 1;
+        }
+        states
+    }
 
     #[test]
     fn check_18_off_then_acking_then_silent_with_msi() {
@@ -172,6 +254,7 @@ mod tests {
         assert_eq!(state.after(Event::MessagesOff), ON);
         let state = state.after(Event::Disabled);
         assert!(!state.on && !state.acking);
+        assert_eq!(state.after(Event::Released), Intx::OFF);
     }
 
     #[test]
@@ -185,42 +268,50 @@ mod tests {
 
     #[test]
     fn nothing_claims_a_line_without_being_on_it() {
-        for first in EVENTS {
-            for second in EVENTS {
-                for third in EVENTS {
-                    let state = Intx::OFF.after(first).after(second).after(third);
-                    assert!(state.on || !state.acking, "{first:?} {second:?} {third:?}");
-                    assert!(!(state.acking && state.silent));
-                }
+        let events = [&OF_A_GUEST[..], &OF_OTHERS].concat();
+        let states = reached(&[Intx::OFF], &events);
+        assert!(states.contains(&ON) && states.contains(&QUIET) && states.contains(&SILENT));
+        for state in states {
+            assert!(state.held || !state.on, "{state:?}");
+            assert!(state.on || !state.acking, "{state:?}");
+            assert!(!(state.claims() && (state.silent || !state.held)));
+            assert!(state.claims() || !state.acking, "{state:?}");
+        }
+    }
+
+    /// Each request or release of an interrupt takes locks that others need.
+    #[test]
+    fn a_guest_puts_the_handler_on_the_line_once_in_an_assignment() {
+        let assigned = Intx::OFF.after(Event::Assigned);
+        for state in reached(&[assigned], &OF_A_GUEST) {
+            for event in OF_A_GUEST {
+                let next = state.after(event);
+                assert!(next.held || !state.held, "{state:?} {event:?}");
             }
         }
+        // And not at all once it has left, or was not let on it.
+        let left = [ON, QUIET, SILENT, Intx::OFF].map(|state| state.after(Event::Left));
+        for state in reached(&left, &OF_A_GUEST) {
+            assert!(!state.held && !state.on && !state.claims());
+        }
+        assert_eq!(left[0].after(Event::Assigned), Intx::OFF);
+        assert_eq!(left[0].after(Event::Toggled), ON);
+    }
+
+    #[test]
+    fn a_function_that_the_guest_has_disabled_does_not_stop_the_line() {
+        let state = ON.after(Event::Disabled);
+        assert!(state.claims() && !state.on);
+        assert!(!state.after(Event::MessagesOn).claims());
+        assert!(!state.after(Event::NotShared).claims());
     }
 
     /// S7.
     #[test]
     fn nothing_that_a_guest_does_wakes_a_silent_handler() {
-        let of_a_guest = [
-            Event::Enabled { messages: false },
-            Event::Enabled { messages: true },
-            Event::Disabled,
-            Event::MessagesOn,
-            Event::MessagesOff,
-        ];
-        let mut states = std::vec![ON.after(Event::NotShared)];
-        assert_eq!(states[0], SILENT);
-        // All that it can reach.
-        let mut at = 0;
-        while at < states.len() {
-            for event in of_a_guest {
-                let next = states[at].after(event);
-                assert!(next.silent && !next.acking, "{event:?}");
-                if !states.contains(&next) {
-                    states.push(next);
-                }
-            }
-            at += 1;
-        }
-        for state in states {
+        assert_eq!(ON.after(Event::NotShared), SILENT);
+        for state in reached(&[SILENT], &OF_A_GUEST) {
+            assert!(state.silent && !state.claims(), "{state:?}");
             let woken = state.after(Event::Shared);
             assert_eq!(woken.acking, state.on && !state.messages);
             let next = state.after(Event::Assigned);
@@ -234,6 +325,32 @@ mod tests {
         assert_eq!(QUIET.after(Event::NotShared), QUIET);
         assert_eq!(QUIET.after(Event::Shared), QUIET);
         assert_eq!(Intx::OFF.after(Event::NotShared), Intx::OFF);
+    }
+
+    #[test]
+    fn a_busy_line_is_left_if_nobody_else_in_dom0_is_on_it() {
+        let busy = Look {
+            guest_has_it: true,
+            alone: true,
+            took: BUSY_NS - 1,
+        };
+        assert_eq!(busy.event(), Event::Left);
+        let others = [
+            Look {
+                took: BUSY_NS,
+                ..busy
+            },
+            Look {
+                alone: false,
+                ..busy
+            },
+        ];
+        assert_eq!(others.map(Look::event), [Event::Shared; 2]);
+        let nobodys = Look {
+            guest_has_it: false,
+            ..busy
+        };
+        assert_eq!(nobodys.event(), Event::NotShared);
     }
 
     #[test]
