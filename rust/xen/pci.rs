@@ -536,11 +536,16 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// That of the PCI core.
+    /// That of the PCI core; `EIO` when the function does not move.
     pub fn set_power_state(&self, state: u8) -> Result {
         let wanted = bindings::pci_power_t::from(state & 3);
         // SAFETY: alive.
-        to_result(unsafe { bindings::pci_set_power_state(self.0, wanted) })
+        to_result(unsafe { bindings::pci_set_power_state(self.0, wanted) })?;
+        // The core writes a line about one that does not move, and counts that as no error.
+        match self.power_state() == state & 3 {
+            true => Ok(()),
+            false => Err(EIO),
+        }
     }
 
     /// Moves to power state D0. A function that slept gets a saved configuration, as by
@@ -555,10 +560,6 @@ impl Device {
             return Ok(());
         }
         self.set_power_state(0)?;
-        // The core does not count that as an error.
-        if self.power_state() != 0 {
-            return Err(EIO);
-        }
         self.restore_state(state)
     }
 

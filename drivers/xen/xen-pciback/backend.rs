@@ -313,11 +313,11 @@ impl Backend {
         let count = listed(&dev).inspect_err(|e| {
             // Unless the list went with the directory, of which the core is about to hear, too.
             if dev.own_state() != State::Unknown {
-                dev.fatal(*e, fmt!("Error reading number of devices"));
+                self.fatal(*e, fmt!("Error reading number of devices"));
             }
         })?;
         if count > MAX_DEVICES {
-            dev.fatal(EINVAL, fmt!("{count} devices are more than can be"));
+            self.fatal(EINVAL, fmt!("{count} devices are more than can be"));
             return Err(EINVAL);
         }
         Ok(count)
@@ -487,13 +487,18 @@ impl Backend {
                         "a frontend that could not be connected to tries again too often, it has to wait ten minutes\n"
                     );
                 }
-                // What a guest writes decides how often this happens.
-                match (self.exports.line(), self.lease.get()) {
-                    (Some(left_out), Some(dev)) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
-                    (None, Some(dev)) => dev.fatal_unsaid(e, fmt!("{text}")),
-                    (_, None) => {}
-                }
+                self.fatal(e, fmt!("{text}"));
             }
+        }
+    }
+
+    /// Ends in Closing with an error, and with a line if the guest has one left: what it writes decides how
+    /// often this happens.
+    fn fatal(&self, e: Error, text: kernel::fmt::Arguments<'_>) {
+        match (self.exports.line(), self.lease.get()) {
+            (Some(left_out), Some(dev)) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
+            (None, Some(dev)) => dev.fatal_unsaid(e, text),
+            (_, None) => {}
         }
     }
 

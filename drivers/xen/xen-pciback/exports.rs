@@ -13,6 +13,7 @@
 //! guests, are held for a few instructions, in any context.
 
 use crate::{function::Function, registry, server::Server, PASSTHROUGH};
+use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
     new_mutex,
     prelude::*,
@@ -41,6 +42,10 @@ const FIRST_PLACES: usize = 4;
 /// The longest wait for a reset, in ns: a bound for a clock that jumps.
 const MOST_RESET_WAIT: i64 = 1_100_000_000;
 
+/// A function that is not back in this time after its reset is waited for with lines in the log, in ns:
+/// a second of the PCI core, less what the clocks may differ.
+const SILENT_RESET: i64 = 900_000_000;
+
 /// The functions of one guest.
 #[pin_data]
 pub(crate) struct Exports {
@@ -54,6 +59,10 @@ pub(crate) struct Exports {
     #[pin]
     account: IrqLock<Account>,
     together: Arc<IrqLock<Together>>,
+    /// A reset that the guest ordered took so long that the kernel wrote lines about it.
+    slow_reset: AtomicBool,
+    /// The toolstack was told that the guest cannot recover.
+    told_toolstack: AtomicBool,
 }
 
 impl Exports {
@@ -74,6 +83,8 @@ impl Exports {
                 server <- new_mutex!(None),
                 account <- new_irq_lock!(Account::new(), "pciback_account"),
                 together,
+                slow_reset: AtomicBool::new(false),
+                told_toolstack: AtomicBool::new(false),
             }),
             GFP_KERNEL,
         )
@@ -134,6 +145,28 @@ impl Exports {
         ask().map_err(|_| EBUSY)
     }
 
+    /// Does a reset that the guest has ordered. One that takes longer than [`SILENT_RESET`] has lines in the
+    /// kernel's log, which are the guest's: the next ones need some that are left. `None` without.
+    pub(crate) fn try_reset<T>(&self, reset: impl FnOnce() -> T) -> Option<T> {
+        let fresh = !self.slow_reset.load(Ordering::Relaxed);
+        let result = self.try_aloud(fresh, || {
+            let begun = clock::now();
+            let result = reset();
+            let took = clock::now().saturating_sub(begun);
+            if took < SILENT_RESET {
+                return Ok(result);
+            }
+            self.slow_reset.store(true, Ordering::Relaxed);
+            Err(result)
+        });
+        result.map(|result| result.unwrap_or_else(|slow| slow))
+    }
+
+    /// A request has made the kernel switch something that takes locks which others need. Atomic.
+    pub(crate) fn switched(&self) {
+        self.account.lock().switched();
+    }
+
     /// The guest is connected, or no longer.
     pub(crate) fn set_server(&self, server: Option<Arc<Server>>) {
         *self.server.lock() = server;
@@ -149,9 +182,12 @@ impl Exports {
         }
     }
 
-    /// Tells the toolstack that the guest cannot recover from an error, unless the guest's backend goes
+    /// Tells the toolstack that the guest cannot recover from an error, once, unless the guest's backend goes
     /// anyway.
     pub(crate) fn cannot_recover(&self) {
+        if self.told_toolstack.swap(true, Ordering::Relaxed) {
+            return;
+        }
         if let Some(dev) = self.lease.get() {
             // The state of the device is what counts; a store that is full changes nothing about it.
             let _ =

@@ -816,6 +816,9 @@ impl Function {
             // vectors of MSI-X, the stock frontend hears of MSI.
             Request::DisableMsi { .. } | Request::DisableMsix { .. } => {
                 if self.dev.msi_state() != (false, false) {
+                    if let Some(guest) = &config.guest {
+                        guest.switched();
+                    }
                     self.end_messages(&config);
                     config.give_vectors_back();
                     self.intx(&mut config, intx::Event::MessagesOff);
@@ -934,6 +937,7 @@ impl Function {
         enable: impl FnOnce() -> Result<T>,
     ) -> Result<T, OpStatus> {
         let guest = config.guest.as_ref().ok_or(OpStatus::DevNotFound)?;
+        guest.switched();
         let refused = config.refused.get();
         match guest.try_aloud(refused.is_fresh(count), enable) {
             None => Err(OpStatus::OpFailed),
@@ -1069,6 +1073,15 @@ struct Host<'a> {
     guest: Option<&'a Exports>,
 }
 
+impl Host<'_> {
+    /// See [`Exports::switched`].
+    fn switched(&self) {
+        if let Some(guest) = self.guest {
+            guest.switched();
+        }
+    }
+}
+
 impl config::Function for Host<'_> {
     fn config_size(&self) -> u16 {
         self.dev.config_size()
@@ -1100,6 +1113,7 @@ impl config::Function for Host<'_> {
     }
 
     fn enable(&mut self) -> Result<(), OpStatus> {
+        self.switched();
         // The core would wake it by itself, and not give it back all that it forgot.
         self.dev
             .wake(self.golden)
@@ -1126,6 +1140,7 @@ impl config::Function for Host<'_> {
     }
 
     fn set_power_state(&mut self, state: u8) -> Result<(), OpStatus> {
+        self.switched();
         match state {
             0 => self.dev.wake(self.golden),
             _ => self.dev.set_power_state(state),
@@ -1139,8 +1154,13 @@ impl config::Function for Host<'_> {
         }
         // Whoever takes the function away holds the device lock and waits for this request: so the
         // lock is only tried, and not for long.
+        let reset = || self.dev.try_reset(self.golden);
         for _ in 0..GUEST_RESET_TRIES {
-            match self.dev.try_reset(self.golden) {
+            let result = match self.guest {
+                Some(guest) => guest.try_reset(reset).ok_or(OpStatus::OpFailed)?,
+                None => reset(),
+            };
+            match result {
                 Err(EAGAIN) => fsleep(Delta::from_millis(GUEST_RESET_PAUSE_MS)),
                 result => return result.map_err(|e| OpStatus::from_errno(e.to_errno())),
             }

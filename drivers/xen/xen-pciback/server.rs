@@ -164,19 +164,26 @@ impl Handler for Server {
         if this.stop.load(Ordering::Acquire) {
             return;
         }
-        if !this.page.page().flag(wire::FLAG_PCIF_ACTIVE) {
-            let due = this.event_due.swap(false, Ordering::AcqRel);
-            irq.eoi(!due);
-            return;
-        }
-        // A request: if this event was the one that is due, that of the request is due now.
+        // An event without a request costs the guest as much as one with a request.
         let start = clock::now();
         let may = this.exports.enter_handler(start);
-        let served = may && this.serve_atomic();
-        if served {
-            irq.notify();
-            irq.eoi(false);
-        }
+        // If there is a request and this event was the one that is due, that of the request is due now.
+        let served = may
+            && match this.page.page().flag(wire::FLAG_PCIF_ACTIVE) {
+                true => {
+                    let served = this.serve_atomic();
+                    if served {
+                        irq.notify();
+                        irq.eoi(false);
+                    }
+                    served
+                }
+                false => {
+                    let due = this.event_due.swap(false, Ordering::AcqRel);
+                    irq.eoi(!due);
+                    true
+                }
+            };
         if may {
             let took = clock::now().saturating_sub(start);
             this.exports.leave_handler(took);
@@ -201,8 +208,11 @@ impl Run<0> for Server {
                 if served > 1 {
                     this.event_due.store(true, Ordering::Release);
                 }
+                // One without a request, for which the handler had no time left. What is due stays due: the
+                // guest sees no difference but that one more is forgiven.
+                let spurious = served == 0 && !this.event_due.load(Ordering::Acquire);
                 // A request that comes now has an event of its own, delivered after this.
-                irq.eoi(false);
+                irq.eoi(spurious);
                 return;
             }
             if !this.pause() {

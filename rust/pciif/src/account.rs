@@ -22,6 +22,7 @@
 //! | interrupt context, all guests | 50 % over any 20 ms | Half of a CPU is left even to a dom0 that has only one. |
 //! | one stay | 200 us, no two longer ones in a row | Five us of a read are the device's in docs/bench.md. One that takes longer waits for hardware: others should not. |
 //! | work items | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. |
+//! | switches: MSI and MSI-X on and off, power states, enabling | 256 at once, then 32 a second | Each takes locks of the kernel that every driver needs which has interrupts, or of the whole bus. A driver that starts and stops needs about ten: 32 functions do that at once. |
 //! | log lines | 20 in any 10 min, and one more once | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
 //! | resets that the guest orders | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
 //! | runs on a change in the store | 128 at once, then 16 a second | A handshake has four, a hot-plug four; 31 hot-plugs one after the other have 124. |
@@ -71,6 +72,7 @@ const FORGIVEN_AFTER: u16 = 256;
 const WORKER: Limit = Limit::new(46, 100, 30_000_000);
 /// What the lines of a guest may be; see [`Lines`].
 const LINES: Limit = Limit::new(1, 60_000_000_000, 9);
+const SWITCHES: Limit = Limit::new(32, 1_000_000_000, 255);
 const RESETS: Limit = Limit::new(1, 1_000_000_000, 3);
 const STORE_RUNS: Limit = Limit::new(16, 1_000_000_000, 127);
 const STORE_OPERATIONS: Limit = Limit::new(256, 1_000_000_000, 2047);
@@ -167,6 +169,7 @@ struct Spent {
     worker_ns: u64,
     turns: u64,
     pauses: u64,
+    switches: u64,
     lines: u64,
     lines_left_out: u64,
     resets: u64,
@@ -191,6 +194,7 @@ pub struct Account {
     interrupt: Bucket,
     pace: Pace,
     worker: Bucket,
+    switches: Bucket,
     lines: Lines,
     /// Something that the kernel itself reports has failed before.
     failed: bool,
@@ -209,6 +213,7 @@ impl Account {
             interrupt: Bucket::new(INTERRUPT),
             pace: Pace::default(),
             worker: Bucket::new(WORKER),
+            switches: Bucket::new(SWITCHES),
             lines: Lines::new(LINES),
             failed: false,
             resets: Bucket::new(RESETS),
@@ -248,9 +253,16 @@ impl Account {
     /// be asked at the beginning of each turn, which is one request or several, 10 ms at most where
     /// that can be known.
     pub fn pause(&mut self, now: i64) -> i64 {
-        let wait = self.worker.wait(now);
+        let wait = self.worker.wait(now).max(self.switches.wait(now));
         count(&mut self.spent.pauses, u64::from(wait > 0));
         wait
+    }
+
+    /// A request has made the kernel switch something that takes locks which others need. It is paid before the
+    /// work item serves the next request.
+    pub fn switched(&mut self) {
+        self.switches.charge(1);
+        count(&mut self.spent.switches, 1);
     }
 
     /// A turn of a work item has ended; it kept a CPU for that many ns. `contended`: somebody else wanted
@@ -376,10 +388,11 @@ impl Display for Account {
         )?;
         write!(
             f,
-            " worker_us={} turns={} pauses={}",
+            " worker_us={} turns={} pauses={} switches={}",
             spent.worker_ns / 1_000,
             spent.turns,
-            spent.pauses
+            spent.pauses,
+            spent.switches
         )?;
         write!(
             f,

@@ -534,7 +534,7 @@ fn account_as_text() {
     account.patience().wait(1_500 * MS);
     assert_eq!(
         account.to_string(),
-        "interrupt_us=250 stays=1 slow=1 refused=1 by_worker=1 worker_us=3000 turns=1 pauses=0 \
+        "interrupt_us=250 stays=1 slow=1 refused=1 by_worker=1 worker_us=3000 turns=1 pauses=0 switches=0 \
          lines=11 left_out=2 resets=4 reset_waits=1 store_runs=1 store_operations=7 \
          store_pauses=0 bytes=4096 most_bytes=4096 refused_bytes=1 recovery_ms=1500"
     );
@@ -609,6 +609,23 @@ fn greedy_guest_has_its_share_of_the_store() {
             "{later}"
         );
     }
+}
+
+/// A guest that does nothing but switch MSI on and off, each in no time.
+#[test]
+fn greedy_guest_switches_256_times_and_then_32_times_a_second() {
+    let mut account = Account::new();
+    let mut switches: Vec<i64> = Vec::new();
+    for now in (0..60_000).map(|at| at * MS) {
+        while account.pause(now) == 0 {
+            account.switched();
+            account.worked(0, true);
+            switches.push(now);
+        }
+    }
+    assert_eq!(most_within(&switches, 0), 256);
+    let later = switches.len() - 256;
+    assert!((60 * 32 - 1..=60 * 32).contains(&later), "{later}");
 }
 
 /// What the kernel reports by itself counts as a line, and is not tried without one: so it is 20 lines of
