@@ -20,7 +20,7 @@
 //! writes Initialising and waits for the backend to start again. One that does not within
 //! [`COME_BACK`] never will: that is said in one line, and the device stays closed until the toolstack
 //! detaches and attaches it. A frontend that was closed by its backend starts again by itself when the
-//! backend does, but not too often ([`pciif::state::Restarts`]): then it stays closed until the backend's
+//! backend does, but not too often ([`pciif::state::Followed`]): then it stays closed until the backend's
 //! state changes after that time.
 
 use crate::{bus::RootBus, transport::Transport};
@@ -33,7 +33,7 @@ use kernel::{
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf},
-    state::{frontend_step, FrontendAction, Restarts, State},
+    state::{frontend_step, Followed, FrontendAction, State, TooOften},
     wire,
 };
 use xen::{
@@ -64,7 +64,8 @@ struct Inside {
     transport: Option<Arc<Transport>>,
     /// Where the backend has put the devices of its list.
     places: Places,
-    restarts: Restarts,
+    starts: Followed,
+    changes: Followed,
 }
 
 impl xenbus::Driver for Frontend {
@@ -78,7 +79,8 @@ impl xenbus::Driver for Frontend {
                     buses: KVec::new(),
                     transport: None,
                     places: Places::default(),
-                    restarts: Restarts::new(),
+                    starts: Followed::starts(),
+                    changes: Followed::changes(),
                 }),
             }),
             GFP_KERNEL,
@@ -172,26 +174,48 @@ impl Frontend {
             FrontendAction::Wait => {}
             FrontendAction::Publish => self.publish(dev),
             FrontendAction::StartAgain => self.start_again(dev),
-            FrontendAction::Connect | FrontendAction::Rescan => self.connect(dev),
+            FrontendAction::Connect => self.connect(dev),
+            FrontendAction::Rescan => {
+                if self.follows(dev, |inside| &mut inside.changes, "changes its list") {
+                    self.connect(dev);
+                }
+            }
             FrontendAction::Detach => {
-                self.detach_leaving(dev);
-                dev.switch_state(State::Reconfiguring);
+                if self.follows(dev, |inside| &mut inside.changes, "changes its list") {
+                    self.detach_leaving(dev);
+                    dev.switch_state(State::Reconfiguring);
+                }
             }
             FrontendAction::Close => self.close(dev),
         }
     }
 
+    /// Whether the backend is followed once more in what it does.
+    fn follows(
+        &self,
+        dev: &Bound,
+        which: impl FnOnce(&mut Inside) -> &mut Followed,
+        what: &str,
+    ) -> bool {
+        let may = which(&mut self.inside.lock()).may_follow(clock::now());
+        if let Err(TooOften {
+            wait,
+            is_first: true,
+        }) = may
+        {
+            dev_err!(
+                dev.generic(),
+                "the backend {} too often; for {} s it is not followed\n",
+                what,
+                wait / 1_000_000_000
+            );
+        }
+        may.is_ok()
+    }
+
     /// Follows a backend that has started again, unless it does that too often.
     fn start_again(&self, dev: &Bound) {
-        let may = self.inside.lock().restarts.may_start(clock::now());
-        if let Err(refusal) = may {
-            if refusal.is_first {
-                dev_err!(
-                    dev.generic(),
-                    "the backend starts again too often; for {} s it is not followed\n",
-                    refusal.wait / 1_000_000_000
-                );
-            }
+        if !self.follows(dev, |inside| &mut inside.starts, "starts again") {
             return;
         }
         dev_info!(dev.generic(), "the backend has started again\n");

@@ -40,6 +40,10 @@ fn handle(link: &Link, message: ErrorMessage) -> Verdict {
     let Some(function) = Device::find(message.sbdf).filter(|f| bus::is_behind(f, link)) else {
         return Verdict::None;
     };
+    // As for a driver without a handler: the backend gives such a function up.
+    if !link.may_handle() {
+        return Verdict::None;
+    }
     if message.step == Step::SlotReset {
         bus::forget_constants(&function);
     }

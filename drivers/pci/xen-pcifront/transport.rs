@@ -54,7 +54,7 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 use pciif::{
-    bucket::Limit,
+    bucket::{Bucket, Limit},
     exchange::{Exchange, Note, Refusal},
     lines::{LeftOut, Lines},
     op::OpStatus,
@@ -83,6 +83,15 @@ const MOST_MESSAGES: u32 = 16;
 
 /// Lines about error messages: eight at once, then eight in a minute.
 const LINES: Limit = Limit::new(8, 60_000_000_000, 7);
+/// Error messages for which a driver's handler is run: 64 at once, then two in a second. A recovery has three
+/// or four for each function.
+const HANDLED: Limit = Limit::new(2, 1_000_000_000, 63);
+
+/// How much of the backend's error messages is followed.
+struct Heard {
+    lines: Lines,
+    handled: Bucket,
+}
 
 /// Where the work items of all links run.
 pub(crate) static QUEUE: Queue = Queue::closed();
@@ -114,7 +123,7 @@ pub(crate) struct Link {
     losses: AtomicU32,
     /// The backend decides how many error messages there are.
     #[pin]
-    lines: IrqLock<Lines>,
+    heard: IrqLock<Heard>,
     page: GrantedPage,
 }
 
@@ -161,7 +170,13 @@ impl Transport {
                 gone: AtomicBool::new(false),
                 ending: AtomicBool::new(false),
                 losses: AtomicU32::new(0),
-                lines <- new_irq_lock!(Lines::new(LINES), "pcifront_lines"),
+                heard <- new_irq_lock!(
+                    Heard {
+                        lines: Lines::new(LINES),
+                        handled: Bucket::new(HANDLED),
+                    },
+                    "pcifront_heard"
+                ),
                 page,
             }),
             GFP_KERNEL,
@@ -276,7 +291,12 @@ impl Link {
     /// Whether a line about an error message may be written now, and what to say in it about those left
     /// out.
     pub(crate) fn line(&self) -> Option<LeftOut> {
-        self.lines.lock().line(clock::now())
+        self.heard.lock().lines.line(clock::now())
+    }
+
+    /// Whether a driver's handler may be run for one more error message.
+    pub(crate) fn may_handle(&self) -> bool {
+        self.heard.lock().handled.take(clock::now(), 1).is_ok()
     }
 
     /// Whether the link still stands.

@@ -77,8 +77,8 @@
 //!   time out.
 //! * A backend that vanished (Unknown) is one that is not there yet, until the frontend is
 //!   connected.
-//! * It follows a backend that starts again only so often, see [`Restarts`]: each start gives away a
-//!   page, and the backend can keep it.
+//! * It follows a backend that starts again, or changes its list, only so often, see [`Followed`]: each
+//!   start gives away a page, which the backend can keep, and each change is a scan.
 
 use crate::bucket::{Bucket, Limit};
 
@@ -271,7 +271,7 @@ pub enum FrontendAction {
     /// Remove all root buses if there are any, then switch to Closed.
     Close,
     /// Write Initialising, then as [`FrontendAction::Publish`]: a backend that had ended is there
-    /// again. Only if [`Restarts::may_start`].
+    /// again. Only if [`Followed::may_follow`].
     StartAgain,
 }
 
@@ -318,53 +318,59 @@ pub const fn frontend_step(own: State, back: State) -> FrontendAction {
 
 /// Starts at once, and how many ns give back one of them: ten in any ten minutes.
 const STARTS: Limit = Limit::new(1, 120_000_000_000, 4);
+/// Changes of the backend's list at once, and how many ns give back one of them. One function that is plugged or
+/// unplugged is two changes, and 31 of them one after the other are 62.
+const CHANGES: Limit = Limit::new(1, 2_000_000_000, 255);
 
-/// Why a frontend does not start again.
+/// Why a frontend does not follow its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooOften {
     /// ns until it may.
     pub wait: i64,
-    /// The first time since a start was allowed: worth a line in the log.
+    /// The first time since it did: worth a line in the log.
     pub is_first: bool,
 }
 
-/// How often a frontend has started again for its backend: five times at once, then once in two
-/// minutes. An administrator who restarts a driver domain stays far below.
-///
-/// One for each frontend, for its whole life, under the frontend's own lock.
+/// How often a frontend follows what its backend does. Each is for a frontend's whole life, under the
+/// frontend's own lock.
 #[derive(Clone, Debug)]
-pub struct Restarts {
-    starts: Bucket,
+pub struct Followed {
+    times: Bucket,
     refused: bool,
 }
 
-impl Restarts {
-    /// None yet.
-    pub const fn new() -> Self {
-        Restarts {
-            starts: Bucket::new(STARTS),
+impl Followed {
+    /// Starts of the backend: five at once, then one in two minutes. An administrator who restarts a driver
+    /// domain stays far below.
+    pub const fn starts() -> Self {
+        Self::new(STARTS)
+    }
+
+    /// Changes of its list: 256 at once, then one in two seconds. Each is a scan, with lines of the kernel for
+    /// what comes and goes.
+    pub const fn changes() -> Self {
+        Self::new(CHANGES)
+    }
+
+    const fn new(limit: Limit) -> Self {
+        Followed {
+            times: Bucket::new(limit),
             refused: false,
         }
     }
 
-    /// Counts one start at `now`, in ns.
+    /// Counts one time at `now`, in ns.
     ///
     /// # Errors
     ///
-    /// It would be too often: the frontend stays Closed. The backend's next change asks again.
-    pub fn may_start(&mut self, now: i64) -> Result<(), TooOften> {
-        let result = self.starts.take(now, 1);
+    /// It would be too often: the frontend stays as it is. The backend's next change asks again.
+    pub fn may_follow(&mut self, now: i64) -> Result<(), TooOften> {
+        let result = self.times.take(now, 1);
         let before = core::mem::replace(&mut self.refused, result.is_err());
         result.map_err(|wait| TooOften {
             wait,
             is_first: !before,
         })
-    }
-}
-
-impl Default for Restarts {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -829,7 +835,7 @@ mod tests {
     /// hour, each `period` s. It can keep each page.
     fn publications(period: i64) -> Vec<i64> {
         let mut front = State::Connected;
-        let mut restarts = Restarts::new();
+        let mut restarts = Followed::starts();
         let mut times = Vec::new();
         for second in (0..3600).step_by(period as usize) {
             for back in [
@@ -840,7 +846,7 @@ mod tests {
             ] {
                 match frontend_step(front, back) {
                     FrontendAction::StartAgain => {
-                        if restarts.may_start(second * SECOND).is_ok() {
+                        if restarts.may_follow(second * SECOND).is_ok() {
                             times.push(second);
                             front = State::Initialised;
                         }
@@ -872,18 +878,33 @@ mod tests {
 
     #[test]
     fn restarts_that_are_too_many_are_told_once() {
-        let mut restarts = Restarts::new();
+        let mut restarts = Followed::starts();
         for _ in 0..5 {
-            assert_eq!(restarts.may_start(0), Ok(()));
+            assert_eq!(restarts.may_follow(0), Ok(()));
         }
         let refused = |wait, is_first| Err(TooOften { wait, is_first });
-        assert_eq!(restarts.may_start(0), refused(120 * SECOND, true));
-        assert_eq!(restarts.may_start(SECOND), refused(119 * SECOND, false));
-        assert_eq!(restarts.may_start(120 * SECOND), Ok(()));
+        assert_eq!(restarts.may_follow(0), refused(120 * SECOND, true));
+        assert_eq!(restarts.may_follow(SECOND), refused(119 * SECOND, false));
+        assert_eq!(restarts.may_follow(120 * SECOND), Ok(()));
         assert_eq!(
-            restarts.may_start(120 * SECOND),
+            restarts.may_follow(120 * SECOND),
             refused(120 * SECOND, true)
         );
+    }
+
+    #[test]
+    fn backend_that_changes_its_list_for_ever_is_followed_half_a_time_a_second() {
+        let mut changes = Followed::changes();
+        let mut followed = 0;
+        for now in (0..3600).map(|at| at * SECOND) {
+            for _ in 0..100 {
+                followed += i64::from(changes.may_follow(now).is_ok());
+            }
+        }
+        assert!((256 + 1795..=256 + 1800).contains(&followed), "{followed}");
+        // All functions that there can be, one after the other, and back.
+        let mut changes = Followed::changes();
+        assert!((0..124).all(|_| changes.may_follow(0).is_ok()));
     }
 
     /// S16.
