@@ -360,7 +360,7 @@ impl Backend {
     fn export(&self, number: u32) {
         let result = self
             .try_export(number)
-            .and_then(|place| self.publish(number, place));
+            .and_then(|(place, is_new)| self.publish(number, place, is_new));
         let Err(e) = result else { return };
         let Some(dev) = self.lease.get() else { return };
         self.count_operations(2);
@@ -373,21 +373,19 @@ impl Backend {
         let _ = dev.update(|store, directory| write_state(store, directory, number, State::Closed));
     }
 
-    /// Says where the guest sees device `number`, if it is `new` there, and that it is exported. If that
-    /// cannot be said, it is taken back.
-    fn publish(&self, number: u32, new: Option<Sbdf>) -> Result {
+    /// Says where the guest sees device `number`, and that it is exported. If that cannot be said of one that is
+    /// new there, it is taken back.
+    fn publish(&self, number: u32, place: Sbdf, is_new: bool) -> Result {
         let written = self.lease.get().ok_or(ENODEV).and_then(|dev| {
             self.count_operations(OF_AN_UPDATE);
             dev.update(|store, directory| {
-                if let Some(place) = new {
-                    let key = NumberedKey::new("vdev", number);
-                    let place = Show(VirtualDevText(place));
-                    store.write(directory, key.text(), fmt!("{place}"))?;
-                }
+                let key = NumberedKey::new("vdev", number);
+                let place = Show(VirtualDevText(place));
+                store.write(directory, key.text(), fmt!("{place}"))?;
                 write_state(store, directory, number, State::Initialised)
             })
         });
-        if let (Err(_), Some(place)) = (written, new) {
+        if written.is_err() && is_new {
             if let Some(function) = self.exports.remove(place) {
                 Function::start_release(&function);
             }
@@ -395,16 +393,17 @@ impl Backend {
         written
     }
 
-    /// Gives device `number` to the guest; says where it sees it, unless it had it before.
-    fn try_export(&self, number: u32) -> Result<Option<Sbdf>> {
+    /// Gives device `number` to the guest; says where it sees it, and whether it is new there. A toolstack that
+    /// gave up waiting may have taken a device off the list, and its keys, while the guest still had it.
+    fn try_export(&self, number: u32) -> Result<(Sbdf, bool)> {
         let generic = self.lease.generic();
         let text = self.read("dev", number)?;
         let host = Sbdf::parse_dev_key(text.bytes()).map_err(|e| {
             dev_err!(generic, "dev-{}: {}\n", number, Show(e));
             EINVAL
         })?;
-        if self.exports.has_host(host) {
-            return Ok(None);
+        if let Some(place) = self.exports.place_of(host) {
+            return Ok((place, false));
         }
         let function = registry::find_function(host).ok_or_else(|| {
             dev_err!(
@@ -443,7 +442,7 @@ impl Backend {
             self.exports.domid,
             Show(address)
         );
-        Ok(Some(address))
+        Ok((address, true))
     }
 
     /// Adds the root buses that are not published yet.

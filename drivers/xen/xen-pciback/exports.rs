@@ -245,9 +245,12 @@ impl Exports {
         table.release(address)
     }
 
-    /// Whether this host function is exported already.
-    pub(crate) fn has_host(&self, host: Sbdf) -> bool {
-        self.table.lock().find_host(host).is_some()
+    /// Where the guest sees this function of the host, if it has it.
+    pub(crate) fn place_of(&self, host: Sbdf) -> Option<Sbdf> {
+        self.table
+            .lock()
+            .find_host(host)
+            .map(|entry| entry.address())
     }
 
     /// The root buses that the guest needs.

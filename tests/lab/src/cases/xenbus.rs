@@ -398,6 +398,13 @@ fn keys_left(lab: &Lab<'_>) -> Result<()> {
     guest.sh("grep -qx same /sys/bus/pci/devices/0000:00:00.0/driver_override")?;
     lab.sh(&format!("[ $(grep -c assigned {DRIVER}/status) = 2 ]"))?;
     super::start_nic(&guest)?;
+    // A toolstack that gives up waiting takes the keys away without a word, and lists the device again later.
+    lab.sh(&format!(
+        "cd / && xenstore-write {back}/num_devs 2 && for k in dev state vdev; do xenstore-rm {back}/$k-2; done"
+    ))?;
+    add(2, NIC)?;
+    expect(lab, &back, &[("state-2", "3"), ("vdev-2", "0000:00:01.00")])?;
+    ensure!(seen(&guest)? == both, "{:?}", seen(&guest)?);
     // It can still go.
     change(&format!("{back}/state-1 5"))?;
     guest.until("[ $(lspci | wc -l) = 1 ]", 20)?;
