@@ -194,7 +194,9 @@ if [ -e /bin/xl ]; then
   mkdir -p /run/xen /run/lock
   mount -t xenfs xenfs /proc/xen
 fi
-exec agent serve /dev/hvc0
+agent serve /dev/hvc0 &
+# Takes leave of processes whose parent is gone.
+while :; do wait; done
 "#;
 
 const DOM0_INIT: &str = r#"#!/bin/sh
@@ -216,7 +218,9 @@ xenconsoled --log=all --log-dir=/var/log/xen
 case " $(cat /proc/cmdline) " in
 *" shell "*) agent serve /dev/ttyS1 & while :; do setsid cttyhack sh; done ;;
 esac
-exec agent serve /dev/ttyS1
+agent serve /dev/ttyS1 &
+# Takes leave of processes whose parent is gone: each would keep some KiB of the kernel.
+while :; do wait; done
 "#;
 
 /// Makes all images for a kernel below `paths.out`.
