@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
-export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM JOBS
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM SLOW JOBS
 export KVER_UNTRIED PARTS VCPUS
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo '  BACK=c FRONT=c    lab: the stock driver at that end (default: rust)'
 	@echo '  JOBS=N            lab: machines at once (default: one for each CPU, four at most)'
 	@echo '  VCPUS=N           lab: 1 or 2 virtual CPUs for every dom0 (default: each kind of machine has its own)'
+	@echo '  SLOW=SECONDS      lab: name each command of dom0 that takes so long'
 	@echo '  ARGS=...          demo, lab, shell: arguments for the runner, such as names of cases'
 
 setup:

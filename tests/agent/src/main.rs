@@ -4,6 +4,7 @@
 //!
 //! * `agent serve TTY`: runs the commands that arrive on a terminal.
 //! * `agent ask TTY SECONDS COMMAND`: has a command run by the server behind a terminal.
+//! * `agent wait TTY SECONDS`: waits until there is a server behind a terminal.
 //! * `agent read THREADS READS FILE VALUE`: reads the first four bytes of a configuration space.
 //! * `agent measure WHAT ...`: figures, see [`measure`].
 
@@ -27,7 +28,8 @@ fn main() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["serve", tty] => serve(tty),
-        ["ask", tty, seconds, command] => ask(tty, seconds.parse().expect("seconds"), command),
+        ["ask", tty, seconds, command] => ask(tty, seconds.parse().expect("seconds"), command, ASK),
+        ["wait", tty, seconds] => ask(tty, seconds.parse().expect("seconds"), "true", WAIT),
         ["read", threads, reads, file, value] => read(
             threads.parse().expect("threads"),
             reads.parse().expect("reads"),
@@ -66,7 +68,7 @@ fn measure(what: &[&str]) -> std::io::Result<()> {
 
 fn usage() -> ! {
     eprintln!(
-        "agent serve TTY | ask TTY SECONDS COMMAND | read THREADS READS FILE VALUE | measure ...
+        "agent serve TTY | ask TTY SECONDS COMMAND | wait TTY SECONDS | read THREADS READS FILE VALUE | measure ...
 measure read|write FILE OFFSET SIZE COUNT | command COUNT COMMAND | devices COUNT COMMAND |
     bind DRIVER FUNCTION... | waits COUNT FILE | reconfigure BACKEND FRONTEND | hypercalls FILE"
     );
@@ -141,7 +143,13 @@ fn run(request: &Request) -> Answer {
     }
 }
 
-fn ask(tty: &str, seconds: u64, command: &str) -> ! {
+/// The pause before a request is sent again, at first and at most. Who starts loses what comes early; who is
+/// at work needs no second request.
+type Pauses = [Duration; 2];
+const ASK: Pauses = [Duration::from_secs(1), Duration::from_secs(10)];
+const WAIT: Pauses = [Duration::from_millis(250); 2];
+
+fn ask(tty: &str, seconds: u64, command: &str, [first, most]: Pauses) -> ! {
     let (input, mut output) = raw(tty);
     let (send, answers) = mpsc::channel();
     std::thread::spawn(move || {
@@ -162,14 +170,13 @@ fn ask(tty: &str, seconds: u64, command: &str) -> ! {
         command: command.to_owned(),
     };
     let end = Instant::now() + Duration::from_secs(seconds + 5);
-    // A guest that is still starting loses what comes early, so the first pauses are short.
-    let mut pause = Duration::from_secs(1);
+    let mut pause = first;
     while Instant::now() < end {
         output
             .write_all(request.to_line().as_bytes())
             .expect("terminal");
         let again = Instant::now() + pause;
-        pause = (pause * 2).min(Duration::from_secs(10));
+        pause = (pause * 2).min(most);
         while let Ok(answer) = answers.recv_timeout(again.saturating_duration_since(Instant::now()))
         {
             if answer.id == id {

@@ -272,6 +272,8 @@ pub struct Machine {
     kernel_args: String,
     /// dom0 has several virtual CPUs, and so has each guest.
     is_smp: bool,
+    /// Commands that take so many seconds are named.
+    slow: Option<f32>,
     /// How many times longer than said anything may take inside, in the machine's own time.
     inside: u64,
     /// The same, in the host's time.
@@ -413,6 +415,9 @@ impl Machine {
             run,
             kernel_args,
             is_smp: vcpus > 1,
+            slow: std::env::var("SLOW")
+                .ok()
+                .and_then(|text| text.parse().ok()),
             inside: options.counted.map_or(PATIENCE, |_| 1),
             outside: options.counted.map_or(PATIENCE, |_| PATIENCE_COUNTED),
         };
@@ -443,10 +448,17 @@ impl Machine {
 
     /// Runs a shell command in dom0 for at most `inside` seconds of its time, `outside` of the host's.
     fn ask_for(&self, command: &str, inside: u64, outside: u64) -> Result<Answer> {
-        self.control.ask(command, inside, outside, || {
+        let start = Instant::now();
+        let answer = self.control.ask(command, inside, outside, || {
             let lost = self.lost_interrupt()?;
             Some(format!("the emulator lost an interrupt: {lost}"))
-        })
+        });
+        let took = start.elapsed().as_secs_f32();
+        if self.slow.is_some_and(|limit| took >= limit) {
+            let line: Vec<_> = command.split_whitespace().collect();
+            say!("    {took:.1} s: {:.120}", line.join(" "));
+        }
+        answer
     }
 
     /// As [`Self::ask`]; a status other than 0 is an error. Gives the output.
@@ -532,7 +544,7 @@ impl Machine {
         };
         let end = Instant::now() + Duration::from_secs(120 * self.outside);
         loop {
-            match guest.try_for("true", 5) {
+            match self.ask(&format!("agent wait {} 10", guest.tty), 20) {
                 Ok(answer) if answer.status == 0 => return Ok(guest),
                 _ if Instant::now() < end => {}
                 result => {
