@@ -8,12 +8,14 @@
 //! | key | meaning |
 //! |---|---|
 //! | `num_devs`, `vdev-N`, `root_num`, `root-N` | as a backend publishes them; a function is there if it is listed, even if the frontend is not to know (`hidden-N`) |
-//! | `mode` | `good`; `dead` answers nothing, and takes no part in a change of states; `late` answers after 7 s; `nonsense` answers with numbers that mean nothing; `flood` answers, and sends events without end; `hold` sets the request flag itself; `gone` reads as all ones |
+//! | `mode` | `good`; `dead` answers nothing, and takes no part in a change of states; `late` answers after `delay`; `nonsense` answers with numbers that mean nothing; `flood` answers, and sends events without end; `hold` sets the request flag itself; `gone` reads as all ones; `flap` closes and starts again, over and over, and keeps each page of the frontend mapped until the mode is another one |
+//! | `delay` | ms in hex, how late a late answer is; 7 s without |
+//! | `starts`, `kept` | written when `flap` is over: how often it has started again, how many pages it has kept |
 //! | `bar` | address of BAR 0 of every function, 4 KiB; 0 or none for no BAR |
 //! | `message` | `COMMAND STATE DEVFN NUMBER` in hex: sends an error message when it changes; the verdict goes into `verdict` |
 //!
 //! *Owns* the connection. *Callers*: the xenbus core and the work items below. *Lock*: `link`, a
-//! mutex; `functions` inside it or alone.
+//! mutex; `functions` inside it or alone; `kept` alone.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::{
@@ -39,8 +41,12 @@ use xen::{
 
 static QUEUE: Queue = Queue::closed();
 
-/// How late a late answer is, in ms: later than any frontend waits.
-const LATE: i64 = 7_000;
+/// How late a late answer is when the lab does not say, in ms: later than any frontend waits.
+const LATE: u32 = 7_000;
+/// How often a backend that starts again and again looks for what it waits for, and how many ms it pauses
+/// in between.
+const FLAP_LOOKS: u32 = 20;
+const FLAP_PAUSE: i64 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -52,6 +58,7 @@ enum Mode {
     Flood = 4,
     Hold = 5,
     Gone = 6,
+    Flap = 7,
 }
 
 impl Mode {
@@ -63,6 +70,7 @@ impl Mode {
             b"flood" => Mode::Flood,
             b"hold" => Mode::Hold,
             b"gone" => Mode::Gone,
+            b"flap" => Mode::Flap,
             _ => Mode::Good,
         }
     }
@@ -130,6 +138,8 @@ xen::has_work_item!(Server, 0, work);
 #[pin_data]
 struct Shared {
     mode: AtomicU32,
+    /// How late a late answer is, in ms.
+    delay: AtomicU32,
     /// Answers given, for the figures of the lab.
     served: AtomicU32,
     #[pin]
@@ -212,7 +222,7 @@ impl Server {
             *word = page.read(wire::OP + 4 * at);
         }
         if self.device.is(Mode::Late) {
-            for _ in 0..LATE / 100 {
+            for _ in 0..self.device.delay.load(Ordering::Relaxed) / 100 {
                 if self.stop.load(Ordering::Acquire) {
                     return;
                 }
@@ -281,6 +291,9 @@ struct Backend {
     dying: AtomicBool,
     #[pin]
     link: Mutex<Option<Link>>,
+    /// Connections of before whose pages are not given back.
+    #[pin]
+    kept: Mutex<KVec<Link>>,
     #[pin]
     watch: Mutex<Option<Watch<Backend>>>,
     /// The last error message that was sent.
@@ -304,6 +317,10 @@ impl Run<0> for Backend {
     fn run(this: Arc<Self>) {
         for _ in 0..8 {
             this.listen();
+            if this.shared.is(Mode::Flap) {
+                this.flap();
+                this.listen();
+            }
             // What was left unanswered in another mode.
             if let Some(link) = &*this.link.lock() {
                 if this.shared.is(Mode::Hold) {
@@ -327,6 +344,7 @@ impl xenbus::Driver for Backend {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 mode: AtomicU32::new(Mode::Good as u32),
+                delay: AtomicU32::new(LATE),
                 served: AtomicU32::new(0),
                 functions <- new_mutex!(KVec::new()),
             }),
@@ -339,6 +357,7 @@ impl xenbus::Driver for Backend {
                 shared,
                 dying: AtomicBool::new(false),
                 link <- new_mutex!(None),
+                kept <- new_mutex!(KVec::new()),
                 watch <- new_mutex!(None),
                 message <- new_mutex!([0; 4]),
                 control <- Item::new(c"badback-control", kernel::static_lock_class!()),
@@ -367,6 +386,7 @@ impl xenbus::Driver for Backend {
         drop(watch);
         Item::<Self, 0>::cancel(&this);
         this.disconnect();
+        this.let_go();
     }
 }
 
@@ -390,12 +410,70 @@ impl Backend {
         store::NOW.read(self.dev.directory(), key)
     }
 
-    /// Reads what the lab has written.
-    fn listen(&self) {
+    /// Gives back all pages that were kept.
+    fn let_go(&self) {
+        let kept = core::mem::replace(&mut *self.kept.lock(), KVec::new());
+        drop(kept);
+    }
+
+    /// Reads the mode.
+    fn listen_for_mode(&self) {
         let mode = self
             .key(c"mode")
             .map_or(Mode::Good, |v| Mode::from_text(v.bytes()));
         self.shared.mode.store(mode as u32, Ordering::Relaxed);
+    }
+
+    /// Waits until the frontend's state is `wanted`, for a moment; whether it is.
+    fn until_peer(&self, wanted: State) -> bool {
+        for _ in 0..FLAP_LOOKS {
+            if self.dev.peer_state() == wanted {
+                return true;
+            }
+            if self.dying.load(Ordering::Acquire) {
+                break;
+            }
+            fsleep(Delta::from_millis(FLAP_PAUSE));
+        }
+        false
+    }
+
+    /// Closes and starts again until the mode is another one, and keeps each page that it gets. Writes down how
+    /// often that was.
+    fn flap(&self) {
+        let mut starts = 0u32;
+        let keep = |link| {
+            let _ = self.kept.lock().push(link, GFP_KERNEL);
+        };
+        while self.shared.is(Mode::Flap) && !self.dying.load(Ordering::Acquire) {
+            let link = self.link.lock().take();
+            if let Some(link) = link {
+                keep(link);
+            }
+            self.dev.switch_state(State::Closing);
+            self.until_peer(State::Closed);
+            self.dev.switch_state(State::InitWait);
+            starts = starts.wrapping_add(1);
+            if self.until_peer(State::Initialised) {
+                if let Ok(link) = Link::new(&self.dev, self.shared.clone()) {
+                    keep(link);
+                    self.dev.switch_state(State::Connected);
+                }
+            }
+            self.listen_for_mode();
+        }
+        let kept = self.kept.lock().len();
+        let directory = self.dev.directory();
+        let _ = store::NOW.write(directory, c"kept", fmt!("{kept}"));
+        let _ = store::NOW.write(directory, c"starts", fmt!("{starts}"));
+        self.let_go();
+    }
+
+    /// Reads what the lab has written.
+    fn listen(&self) {
+        self.listen_for_mode();
+        let delay = self.key(c"delay").map_or(LATE, |v| hex(v.bytes()));
+        self.shared.delay.store(delay, Ordering::Relaxed);
         let bar = self.key(c"bar").map_or(0, |v| hex(v.bytes()));
         let mut functions = self.shared.functions.lock();
         for name in ["vdev", "hidden"] {

@@ -19,16 +19,18 @@
 //!                          it can; times=N
 //! op OP                    a request; err=N value=N entries=N other=N, see `op`
 //! post OP                  a request without waiting for its answer
-//! flood MS OP              a request as soon as the one before is answered; answered=N other_err=N
+//! flood MS OP              a request as soon as the one before is answered; answered=N err=N other_err=N
+//! flood2 MS OP | OP ...    the same with two or more in turn; `err` has the first error of each, with commas
 //! flip MS [OFFSET N,...].. writes the first number to each of these words of the page, then the second to
 //!                          each, and so on, over and over; times=N
 //! events MS                events without a request, as fast as it can; times=N
-//! stop                     ends flap, flood, flip and events, wherever they run
+//! stop                     ends flap, flood, flood2, flip and events, wherever they run
 //! flag set|clear BIT       changes one bit of the flags
 //! peek OFFSET              value=N of a word of the page
 //! poke OFFSET VALUE        writes a word of the page
 //! aer MS ACTION [N]        waits for an error message of the backend, then `ignore`s it, `answer`s with
-//!                          result N, or writes state Closing (`closing`) and leaves it unanswered
+//!                          result N, or writes state Closing (`closing`) and leaves it unanswered;
+//!                          `late MS N` answers after so long
 //! ```
 
 use crate::peer::{Link, Peer, WORDS};
@@ -99,15 +101,28 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// A request and the entries behind it.
+    /// The only request, and the entries behind it.
     fn op(&mut self) -> Result<(PciOp, KVec<u32>)> {
+        match self.op_of_several()? {
+            (op, entries, false) => Ok((op, entries)),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// A request, the entries behind it, and whether there is a further one.
+    fn op_of_several(&mut self) -> Result<(PciOp, KVec<u32>, bool)> {
         let mut word = || self.number();
         let (cmd, domain, bus, devfn) = (word()?, word()?, word()?, word()?);
         let (offset, size, value) = (word()?, word()?, word()?);
         // CAST: the same 32 bits, as the protocol declares them.
         let (offset, size) = (offset as i32, size as i32);
         let mut entries = KVec::new();
+        let mut is_more = false;
         for text in self.0.by_ref() {
+            if text == "|" {
+                is_more = true;
+                break;
+            }
             entries.push(number(text)?, GFP_KERNEL)?;
         }
         let op = PciOp {
@@ -120,7 +135,7 @@ impl<'a> Words<'a> {
             value,
             ..PciOp::default()
         };
-        Ok((op, entries))
+        Ok((op, entries, is_more))
     }
 }
 
@@ -199,7 +214,11 @@ fn run_one(peer: &Peer, text: &str, out: &mut Text) -> Result {
             let (op, entries) = words.op()?;
             peer.link()?.post(&op, &entries);
         }
-        "flood" => return flood(peer, words.number()?, &mut words, out),
+        "flood" | "flood2" => {
+            let ms = words.number()?;
+            let all = requests(&mut words, name == "flood2")?;
+            return flood(peer, ms, all, out);
+        }
         "flip" => return flip(peer, words.number()?, &mut words, out),
         "events" => return events(peer, words.number()?, out),
         "stop" => peer.stop(),
@@ -350,32 +369,61 @@ fn pattern(at: usize) -> u32 {
     (at as u32).wrapping_mul(0x0101_0101) ^ 0xa5a5_5a5a
 }
 
-fn flood(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
-    let (op, entries) = words.op()?;
+/// One of the requests that a flood consists of, and the first error that it got.
+struct Flooding {
+    op: PciOp,
+    entries: KVec<u32>,
+    err: Option<i32>,
+}
+
+/// The requests of a flood: one, or `several`.
+fn requests(words: &mut Words<'_>, several: bool) -> Result<KVec<Flooding>> {
+    let mut all = KVec::new();
+    loop {
+        let (op, entries, is_more) = words.op_of_several()?;
+        let err = None;
+        all.push(Flooding { op, entries, err }, GFP_KERNEL)?;
+        if !is_more {
+            break;
+        }
+    }
+    if several != (all.len() > 1) {
+        return Err(EINVAL);
+    }
+    Ok(all)
+}
+
+fn flood(peer: &Peer, ms: u32, mut all: KVec<Flooding>, out: &mut Text) -> Result {
     let link = peer.link()?;
     let turn = Turn::new(peer, ms);
     let (mut answered, mut other) = (0u32, 0u32);
-    let mut first = None;
-    while turn.goes_on() {
-        link.post(&op, &entries);
-        // An end that stops answering ends the flood, it is no error of the command.
-        if !peer.answered(&link, 15_000) {
-            return out.say(fmt!(
-                "answered={answered} err={} other_err={other} then silence",
-                first.unwrap_or(1)
-            ));
-        }
-        answered = answered.wrapping_add(1);
-        // CAST: the same 32 bits, as the protocol declares them.
-        let err = link.page().read(wire::OP_ERR) as i32;
-        if *first.get_or_insert(err) != err {
-            other = other.wrapping_add(1);
+    let mut is_silent = false;
+    while !is_silent && turn.goes_on() {
+        for one in all.iter_mut() {
+            link.post(&one.op, &one.entries);
+            // An end that stops answering ends the flood, it is no error of the command.
+            if !peer.answered(&link, 15_000) {
+                is_silent = true;
+                break;
+            }
+            answered = answered.wrapping_add(1);
+            // CAST: the same 32 bits, as the protocol declares them.
+            let err = link.page().read(wire::OP_ERR) as i32;
+            if *one.err.get_or_insert(err) != err {
+                other = other.wrapping_add(1);
+            }
         }
     }
-    out.say(fmt!(
-        "answered={answered} err={} other_err={other}",
-        first.unwrap_or(1)
-    ))
+    out.say(fmt!("answered={answered} err="))?;
+    for (at, one) in all.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        out.say(fmt!("{comma}{}", one.err.unwrap_or(1)))?;
+    }
+    out.say(fmt!(" other_err={other}"))?;
+    if is_silent {
+        out.say(fmt!(" then silence"))?;
+    }
+    Ok(())
 }
 
 fn flip(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
@@ -426,13 +474,19 @@ fn aer(peer: &Peer, ms: u32, words: &mut Words<'_>, out: &mut Text) -> Result {
         word(3),
         word(4)
     ))?;
+    let answer = |number: u32| {
+        page.write(wire::AER + 4, number);
+        page.clear_flag(wire::FLAG_PCIB_ACTIVE);
+        link.notify();
+        Ok(())
+    };
     match action {
         "ignore" => Ok(()),
-        "answer" => {
-            page.write(wire::AER + 4, words.number()?);
-            page.clear_flag(wire::FLAG_PCIB_ACTIVE);
-            link.notify();
-            Ok(())
+        "answer" => answer(words.number()?),
+        "late" => {
+            let ms = words.number()?;
+            fsleep(Delta::from_millis(ms.into()));
+            answer(words.number()?)
         }
         "closing" => write_state(peer, 5),
         _ => Err(EINVAL),
