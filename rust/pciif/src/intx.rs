@@ -14,7 +14,8 @@
 //!
 //! A handler that no guest needs must not claim what is dom0's: it asks Xen once in many interrupts, and
 //! falls *silent* when no guest has the line. And one that nobody in dom0 needs must not cost dom0 what the
-//! guest likes: when the line is busy and no other driver of dom0 is on it, the handler *leaves*. A guest
+//! guest likes: when the line is busy and no other driver of dom0 is on it, the handler *leaves*, also one that
+//! is silent, for which the kernel would switch the line off with a trace. A guest
 //! cannot wake it by switching MSI or the function on and off: that would be a line in the log each time,
 //! and claims on a line that is not the guest's. A silent one wakes when Xen says that a guest has the line,
 //! which it asks as seldom; both begin anew by the administrator's hand, and with the next assignment.
@@ -45,12 +46,12 @@ impl Look {
     pub const fn event(self) -> Event {
         match self {
             Self {
+                alone: true, took, ..
+            } if took < BUSY_NS => Event::Left,
+            Self {
                 guest_has_it: false,
                 ..
             } => Event::NotShared,
-            Self {
-                alone: true, took, ..
-            } if took < BUSY_NS => Event::Left,
             _ => Event::Shared,
         }
     }
@@ -346,11 +347,15 @@ mod tests {
             },
         ];
         assert_eq!(others.map(Look::event), [Event::Shared; 2]);
-        let nobodys = Look {
+        // Silent, it would have the kernel switch the line off, with a trace.
+        let nobodys = |look| Look {
             guest_has_it: false,
-            ..busy
+            ..look
         };
-        assert_eq!(nobodys.event(), Event::NotShared);
+        assert_eq!(nobodys(busy).event(), Event::Left);
+        for look in others {
+            assert_eq!(nobodys(look).event(), Event::NotShared);
+        }
     }
 
     #[test]
