@@ -111,6 +111,9 @@ enum Do {
         /// Length in ms of each flood and storm of a hostile frontend.
         #[arg(long, env = "STORM")]
         storm: Option<u32>,
+        /// Requests of a hostile frontend that makes many of all kinds.
+        #[arg(long, env = "OPERATIONS")]
+        operations: Option<u32>,
         /// Machines at once; by default one for each CPU of the host, four at most.
         #[arg(long, env = "JOBS")]
         jobs: Option<usize>,
@@ -206,12 +209,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
             cycles,
             reads,
             storm,
+            operations,
             jobs,
             vcpus,
         } => {
             let full = choice.full;
             let more = full
-                || [connects, cycles, reads, storm]
+                || [connects, cycles, reads, storm, operations]
                     .into_iter()
                     .any(Option::is_some);
             let counts = Counts {
@@ -219,6 +223,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
                 cycles: cycles.unwrap_or(if full { 10_000 } else { 140 }),
                 reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
+                operations: operations.unwrap_or(if full { 1_000_000 } else { 60_000 }),
             };
             let plan = Plan {
                 paths: &paths,

@@ -249,8 +249,45 @@ fn bad_answers(lab: &Lab<'_>) -> Result<()> {
     works()?;
     neighbour.destroy()?;
     bad.guest.destroy()?;
+    let available = format!("grep -q '^{nic} available' {DRIVER}/status");
+    lab.machine.until(&available, 30)?;
+    late_answers(lab, &nic)?;
+    lab.machine.until(&available, 30)
+}
+
+/// A guest that has its whole patience left, and answers each message after most of it. The first answer is taken,
+/// the next step has what is left, and the one after that nothing: it is one wait, not one for each step.
+fn late_answers(lab: &Lab<'_>, nic: &str) -> Result<()> {
+    const LATE: f64 = 8.0;
+    let bad = Bad::start(lab, "late", &[nic])?;
+    let back = super::xenbus::backend(lab, &bad.guest)?;
+    bad.connect()?;
+    bad.one("flag set 1")?;
+    // It can recover, it says: so dom0's core has a second question.
+    let answer = format!("aer 60000 late {} 2", LATE * 1000.0);
+    bad.start_command(1, &[answer.as_str(); 2].join(";"))?;
+    raise(lab, COMPLETION_TIMEOUT)?;
     lab.machine
-        .until(&format!("grep -q '^{nic} available' {DRIVER}/status"), 30)
+        .until("dmesg | grep -qE 'device recovery (successful|failed)'", 90)?;
+    let took = took(lab)?;
+    let log = lab.sh("dmesg | grep -E 'device recovery|cannot recover'")?;
+    say!("    79: each answer after {LATE} s: over after {took:.2} s");
+    ensure!(
+        log.contains("device recovery successful") && log.lines().count() <= 6,
+        "{log}"
+    );
+    ensure!(took >= LATE, "a late answer is not waited for: {took} s");
+    // Twice the time of the answer, if each step had a patience of its own.
+    ensure!(took < PATIENCE + 4.0, "waited for each step: {took} s");
+    lab.machine.until(
+        &format!("[ \"$(xenstore-read {back}/aerState)\" = aerfail ]"),
+        30,
+    )?;
+    let said = bad.result(1)?;
+    ensure!(said.matches("cmd=").count() == 2, "not asked twice: {said}");
+    let reply = bad.one("op 0 0 0 0 0 4 0")?;
+    ensure!(reply.contains("value=0x10d38086"), "{reply}");
+    bad.guest.destroy()
 }
 
 /// A guest that closes its connection, or dies, while an answer of it is waited for (82).

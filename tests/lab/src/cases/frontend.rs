@@ -84,6 +84,12 @@ pub const CASES: &[Case] = &[
         run: bad_backend,
     },
     Case {
+        name: "a_backend_that_restarts_for_ever_and_keeps_pages_gets_few",
+        ends: Ends::RustFrontend,
+        profile: &SMP,
+        run: restarts,
+    },
+    Case {
         name: "a_checkpoint_leaves_a_guest_its_device",
         ends: Ends::RustFrontend,
         profile: &STANDARD,
@@ -459,6 +465,23 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
         let late = lines(guest, "has not answered in")?.saturating_sub(before);
         ensure!(late <= 3, "{late} lines");
 
+        // Quick answers, until the patience is what it was at first.
+        guest.sh(&format!(
+            "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c 64 {DEVICES}/{FIRST}/config >/dev/null; done"
+        ))?;
+        // Each answer comes before the deadline of the first request. One is waited for so long, and the others, for
+        // which the patience is shorter now, cost together less than two of it: thirty would be 90 s.
+        bad.write("delay", "bb8")?;
+        bad.write("mode", "late")?;
+        let start = Instant::now();
+        let answers = only_right_answers(guest, 30)?;
+        let seconds = figure("3 s late each", start, answers);
+        ensure!(answers.0 > 0, "an answer in time is not taken: {answers:?}");
+        ensure!(seconds >= 3.0, "the first answer was not waited for");
+        once("3 s late each", seconds)?;
+        well()?;
+        lab.sh(&format!("xenstore-rm {}/delay", bad.back))?;
+
         bad.write("mode", "hold")?;
         let start = Instant::now();
         let answers = only_right_answers(guest, 20)?;
@@ -500,6 +523,57 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
             "    dead and removed: clean after {:.1} s",
             start.elapsed().as_secs_f32()
         );
+        unload(guest)?;
+        bad.end()
+    })
+}
+
+/// How many pages a frontend makes for a backend that starts again and again, and what becomes of those that
+/// such a backend keeps mapped.
+fn restarts(lab: &Lab<'_>) -> Result<()> {
+    // The first one, five that it may have at once, and one for each of a few minutes more.
+    const MOST: u32 = 8;
+    const STARTS: u32 = 15;
+    with_badback(lab, || {
+        let bad = Bad::start(lab, "restarts", 1, ONE)?;
+        let guest = &bad.guest;
+        appears(guest, FIRST)?;
+        bad.until_front("4", 20)?;
+        // The kernel says of each page that cannot be given back yet that it keeps it, and when it frees it.
+        guest.sh("mount -t debugfs debug /sys/kernel/debug 2>/dev/null
+             echo 'file grant-table.c +p' >/sys/kernel/debug/dynamic_debug/control")?;
+        bad.write("mode", "flap")?;
+        lab.sh("sleep 6")?;
+        let kept_here = lines(guest, "deferring g.e.")?;
+        let freed = lines(guest, "freeing g.e.")?;
+        bad.write("mode", "good")?;
+        let read = |key: &str| -> Result<u32> {
+            let text = lab.sh(&format!("xenstore-read {}/{key}", bad.back))?;
+            text.trim().parse().context("a count")
+        };
+        lab.machine
+            .until(&format!("xenstore-exists {}/starts", bad.back), 30)?;
+        let (starts, kept) = (read("starts")?, read("kept")?);
+        say!("    {starts} starts of the backend; it has kept {kept} pages, the guest's kernel {kept_here} of them");
+        ensure!(starts >= STARTS, "only {starts} starts");
+        ensure!(
+            (2..=MOST).contains(&kept),
+            "{kept} pages for {starts} starts"
+        );
+        // All but the one of the present connection, none of which is free.
+        ensure!(
+            kept_here + 1 >= kept && freed == 0,
+            "{kept} pages are mapped, the guest has kept {kept_here} and freed {freed}"
+        );
+        ensure!(
+            lines(guest, "starts again too often")? == 1,
+            "not said, or not in one line"
+        );
+        // Once they are given back they are free.
+        guest.until(
+            &format!("[ $(dmesg | grep -c 'freeing g.e.') -ge {kept_here} ]"),
+            60,
+        )?;
         unload(guest)?;
         bad.end()
     })

@@ -38,7 +38,7 @@ pub const CASES: &[Case] = &[
 const RTL: &str = "0000:00:09.0";
 
 /// The state that `irq_handlers` shows: without the address, and the count apart.
-fn handler(lab: &Lab<'_>, device: &str) -> Result<(String, u32)> {
+pub(super) fn handler(lab: &Lab<'_>, device: &str) -> Result<(String, u32)> {
     let line = lab.sh(&format!("grep ^{device} {DRIVER}/irq_handlers"))?;
     let (state, count) = line.trim()[device.len() + 1..]
         .rsplit_once(':')

@@ -6,6 +6,7 @@ mod aer;
 mod config;
 mod connect;
 mod frontend;
+mod hostile;
 mod interrupts;
 mod lifecycle;
 mod races;
@@ -68,6 +69,7 @@ const THEMES: &[&[Case]] = &[
     lifecycle::CASES,
     xenbus::CASES,
     ring::CASES,
+    hostile::CASES,
     config::CASES,
     interrupts::CASES,
     aer::CASES,
@@ -145,6 +147,8 @@ pub struct Counts {
     pub reads: u32,
     /// Length in ms of each flood and storm of a hostile frontend.
     pub storm: u32,
+    /// Requests of the case in which a hostile frontend makes many of all kinds.
+    pub operations: u32,
 }
 
 const DRIVER: &str = "/sys/bus/pci/drivers/pciback";

@@ -44,6 +44,7 @@ const EDU: &str = "0 0 24";
 const SUCCESS: i32 = 0;
 const NOT_FOUND: i32 = -1;
 const INVALID_OFFSET: i32 = -2;
+const ACCESS_DENIED: i32 = -3;
 const NOT_IMPLEMENTED: i32 = -4;
 const FAILED: i32 = -5;
 
@@ -93,7 +94,7 @@ impl<'a> Bad<'a> {
 
     /// Runs commands one after the other, many of them with one write; gives the result of each. All have to
     /// succeed.
-    fn all(&self, commands: &[String]) -> Result<Vec<String>> {
+    pub(super) fn all(&self, commands: &[String]) -> Result<Vec<String>> {
         let mut results = Vec::new();
         // What one write takes and one read gives.
         let mut left = commands;
@@ -131,14 +132,14 @@ impl<'a> Bad<'a> {
     }
 
     /// Ends what runs in lane 0, which has to run still; its result.
-    fn stop(&self) -> Result<String> {
+    pub(super) fn stop(&self) -> Result<String> {
         self.guest
             .sh("[ ! -e /tmp/done0 ] && printf stop >/sys/bus/xen/drivers/badfront/run1")?;
         self.result(0)
     }
 
     /// Begins or ends to keep a virtual CPU busy.
-    fn compute(&self, on: bool) -> Result<()> {
+    pub(super) fn compute(&self, on: bool) -> Result<()> {
         self.guest.sh(if on {
             "setsid sh -c 'while :; do :; done' >/dev/null 2>&1 </dev/null & echo $! >/tmp/busy"
         } else {
@@ -209,7 +210,7 @@ impl<'a> Bad<'a> {
     }
 
     /// One request that has to succeed; its value.
-    fn op(&self, op: &str) -> Result<i64> {
+    pub(super) fn op(&self, op: &str) -> Result<i64> {
         let reply = self.ops(&[op.to_owned()])?.remove(0);
         ensure!(
             reply.err == i64::from(SUCCESS) && reply.other == 0,
@@ -242,7 +243,7 @@ fn unchanged(lab: &Lab<'_>, before: &str, what: &str) -> Result<()> {
 }
 
 /// Lines in dom0's log, and when that was.
-fn log_lines(lab: &Lab<'_>) -> Result<(u32, Instant)> {
+pub(super) fn log_lines(lab: &Lab<'_>) -> Result<(u32, Instant)> {
     Ok((lab.sh("dmesg | wc -l")?.trim().parse()?, Instant::now()))
 }
 
@@ -355,6 +356,8 @@ fn requests(lab: &Lab<'_>) -> Result<()> {
     }
     bad.refused("48: offsets", INVALID_OFFSET, &ops)?;
     unchanged(lab, &start, "48")?;
+    widths(lab, &bad).context("48: widths")?;
+    let start = hardware(lab)?;
     for device in DEVICES {
         lab.sh(&format!(
             "printf {device} >/sys/bus/pci/drivers/pciback/permissive"
@@ -368,6 +371,91 @@ fn requests(lab: &Lab<'_>) -> Result<()> {
     msi(lab, &bad).context("74 to 76")?;
     keys(lab, &bad).context("39 and 40")?;
     bad.guest.destroy_with_many()
+}
+
+/// The bits of the NIC that a guest changes in the device by writing, as offset and bits of a byte: bus master
+/// and memory write and invalidate, size of a cache line, power state and what its data register shows, order and
+/// size of its requests. Beside these there are only errors that ones clear.
+const NIC_BITS: &[(usize, u8)] = &[
+    (0x04, 0x14),
+    (0x0c, 0xff),
+    (0xcc, 0x03),
+    (0xcd, 0x1e),
+    (0xe8, 0x10),
+    (0xe9, 0x78),
+];
+/// The same of the RTL.
+const RTL_BITS: &[(usize, u8)] = &[(0x04, 0x14), (0x0c, 0xff), (0x54, 0x03), (0x55, 0x1e)];
+
+/// Each register is written by bytes, words and dwords, so that a value meets two or three registers at once, or
+/// half of one. What is not a guest's stays in the device as it is, whatever the width; what is not aligned is refused.
+fn widths(lab: &Lab<'_>, bad: &Bad<'_>) -> Result<()> {
+    /// The two low bits are those of a power state that there is.
+    const VALUES: [u32; 4] = [0xffff_ffff, 0x3c3c_3c3c, 0xc3c3_c3c3, 0];
+    let bytes = |host: &str| -> Result<Vec<u8>> {
+        let text = lab.sh(&format!(
+            "od -An -tx1 -v /sys/bus/pci/devices/{host}/config"
+        ))?;
+        let bytes = text
+            .split_whitespace()
+            .map(|byte| u8::from_str_radix(byte, 16));
+        Ok(bytes.collect::<Result<_, _>>()?)
+    };
+    let parts = [
+        // Header; MSI-X to the first registers of error reporting.
+        (NIC, DEVICES[0], NIC_BITS, [0..0x40, 0xa0..0x114]),
+        (RTL, DEVICES[2], RTL_BITS, [0..0x40, 0x50..0x58]),
+    ];
+    for (device, host, open, ranges) in parts {
+        let before = bytes(host)?;
+        let of_size = |size: usize| {
+            let all = ranges.iter().cloned().flatten();
+            all.map(move |offset| (offset, size))
+        };
+        let all: Vec<_> = [1, 2, 4].into_iter().flat_map(of_size).collect();
+        let (aligned, odd): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|(offset, size)| offset % size == 0);
+        let ops: Vec<_> = odd
+            .iter()
+            .map(|(offset, size)| format!("1 {device} {offset} {size} 0xffffffff"))
+            .collect();
+        bad.refused("48: unaligned writes", INVALID_OFFSET, &ops)?;
+        ensure!(
+            bytes(host)? == before,
+            "{host}: changed by unaligned writes"
+        );
+        let mut denied = 0;
+        for value in VALUES {
+            let ops: Vec<_> = aligned
+                .iter()
+                .map(|(offset, size)| format!("1 {device} {offset} {size} {value:#x}"))
+                .collect();
+            for (op, reply) in ops.iter().zip(bad.ops(&ops)?) {
+                let is_right = [SUCCESS, ACCESS_DENIED].map(i64::from).contains(&reply.err);
+                ensure!(
+                    is_right && (reply.value, reply.entries, reply.other) == (0, 0, 0),
+                    "{op}: {reply:?}"
+                );
+                denied += u32::from(reply.err != 0);
+            }
+            say!("    48: value {value:#x}: {denied} denied");
+            let now = bytes(host)?;
+            for (at, (before, now)) in before.iter().zip(&now).enumerate() {
+                let bits = open.iter().find(|(offset, _)| *offset == at);
+                let kept = !bits.map_or(0, |(_, bits)| *bits);
+                ensure!(
+                    (before ^ now) & kept == 0,
+                    "{host}: {at:#x} was {before:#x} and is {now:#x} after writes of {value:#x}"
+                );
+            }
+        }
+        say!(
+            "    48: {} aligned writes to {host}, {denied} of them denied, the host's bits are as before",
+            aligned.len() * VALUES.len()
+        );
+    }
+    Ok(())
 }
 
 /// MSI-X requests that cannot be right enable nothing (50).
