@@ -719,6 +719,7 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
          echo begun while $(releasing) were releasing, after $(since)
          while [ -e /sys/devices/pci-{}-0 ]; do :; done
          echo gone while $(releasing) were releasing, after $(since)
+         cat {DRIVER}/quirks >/tmp/quirks; echo read while $(releasing) were releasing, $(grep -c busy /tmp/quirks) busy
          plug 5 available; echo taken while $(releasing) were releasing, after $(since)
          plug 1 assigned; echo given while $(releasing) were releasing, after $(since)
          until ! grep -q releasing {DRIVER}/status; do sleep 0.05; done
@@ -746,6 +747,13 @@ fn slow_resets(lab: &Lab<'_>) -> Result<()> {
             "the other guest's device was {what} only after the resets"
         );
     }
+    // A file that shows all functions does not wait for those that are being reset.
+    ensure!(
+        during("read")? == 4
+            && log.contains("read while 4 were releasing, ")
+            && !log.contains(", 0 busy"),
+        "reading a file: {log}"
+    );
     victim.destroy_with_many()?;
     other.destroy()
 }
