@@ -53,7 +53,7 @@ const OF_A_STEP: u32 = 7;
 const OF_A_SWITCH: u32 = 4;
 
 /// Those of [`xenbus::Device::update`]: a transaction with a read, and two writes.
-const OF_AN_UPDATE: u32 = 5;
+pub(crate) const OF_AN_UPDATE: u32 = 5;
 
 /// What becomes of a device of the list that has no `state-N`.
 #[derive(Clone, Copy)]

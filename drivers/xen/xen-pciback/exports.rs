@@ -12,7 +12,7 @@
 //! on its lease, for one write. `account`, and inside it that of all
 //! guests, are held for a few instructions, in any context.
 
-use crate::{function::Function, registry, server::Server, PASSTHROUGH};
+use crate::{backend::OF_AN_UPDATE, function::Function, registry, server::Server, PASSTHROUGH};
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
     new_mutex,
@@ -61,8 +61,6 @@ pub(crate) struct Exports {
     together: Arc<IrqLock<Together>>,
     /// A reset that the guest ordered took so long that the kernel wrote lines about it.
     slow_reset: AtomicBool,
-    /// The toolstack was told that the guest cannot recover.
-    told_toolstack: AtomicBool,
 }
 
 impl Exports {
@@ -84,7 +82,6 @@ impl Exports {
                 account <- new_irq_lock!(Account::new(), "pciback_account"),
                 together,
                 slow_reset: AtomicBool::new(false),
-                told_toolstack: AtomicBool::new(false),
             }),
             GFP_KERNEL,
         )
@@ -182,13 +179,11 @@ impl Exports {
         }
     }
 
-    /// Tells the toolstack that the guest cannot recover from an error, once, unless the guest's backend goes
-    /// anyway.
+    /// Tells the toolstack that the guest cannot recover from an error, unless the guest's backend goes
+    /// anyway. The guest pays for it like for any operation on the store.
     pub(crate) fn cannot_recover(&self) {
-        if self.told_toolstack.swap(true, Ordering::Relaxed) {
-            return;
-        }
         if let Some(dev) = self.lease.get() {
+            self.account.lock().store_run(OF_AN_UPDATE);
             // The state of the device is what counts; a store that is full changes nothing about it.
             let _ =
                 dev.update(|store, directory| store.write(directory, c"aerState", fmt!("aerfail")));

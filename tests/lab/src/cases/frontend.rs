@@ -533,7 +533,8 @@ fn bad_backend(lab: &Lab<'_>) -> Result<()> {
 fn restarts(lab: &Lab<'_>) -> Result<()> {
     // The first one, five that it may have at once, and one for each of a few minutes more.
     const MOST: u32 = 8;
-    const STARTS: u32 = 15;
+    // With a page for each start there would be more.
+    const STARTS: u32 = MOST + 2;
     with_badback(lab, || {
         let bad = Bad::start(lab, "restarts", 1, ONE)?;
         let guest = &bad.guest;
@@ -543,7 +544,7 @@ fn restarts(lab: &Lab<'_>) -> Result<()> {
         guest.sh("mount -t debugfs debug /sys/kernel/debug 2>/dev/null
              echo 'file grant-table.c +p' >/sys/kernel/debug/dynamic_debug/control")?;
         bad.write("mode", "flap")?;
-        lab.sh("sleep 6")?;
+        lab.sh("sleep 8")?;
         let kept_here = lines(guest, "deferring g.e.")?;
         let freed = lines(guest, "freeing g.e.")?;
         bad.write("mode", "good")?;
