@@ -313,11 +313,11 @@ impl Backend {
         let count = listed(&dev).inspect_err(|e| {
             // Unless the list went with the directory, of which the core is about to hear, too.
             if dev.own_state() != State::Unknown {
-                self.fatal(*e, fmt!("Error reading number of devices"));
+                self.fatal(&dev, *e, fmt!("Error reading number of devices"));
             }
         })?;
         if count > MAX_DEVICES {
-            self.fatal(EINVAL, fmt!("{count} devices are more than can be"));
+            self.fatal(&dev, EINVAL, fmt!("{count} devices are more than can be"));
             return Err(EINVAL);
         }
         Ok(count)
@@ -486,18 +486,19 @@ impl Backend {
                         "a frontend that could not be connected to tries again too often, it has to wait ten minutes\n"
                     );
                 }
-                self.fatal(e, fmt!("{text}"));
+                if let Some(dev) = self.lease.get() {
+                    self.fatal(&dev, e, fmt!("{text}"));
+                }
             }
         }
     }
 
-    /// Ends in Closing with an error, and with a line if the guest has one left: what it writes decides how
-    /// often this happens.
-    fn fatal(&self, e: Error, text: kernel::fmt::Arguments<'_>) {
-        match (self.exports.line(), self.lease.get()) {
-            (Some(left_out), Some(dev)) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
-            (None, Some(dev)) => dev.fatal_unsaid(e, text),
-            (_, None) => {}
+    /// Ends `dev`, which the caller has on its lease, in Closing with an error, and with a line if the guest has
+    /// one left: what it writes decides how often this happens.
+    fn fatal(&self, dev: &DeviceRef, e: Error, text: kernel::fmt::Arguments<'_>) {
+        match self.exports.line() {
+            Some(left_out) => dev.fatal(e, fmt!("{text}{}", Show(left_out))),
+            None => dev.fatal_unsaid(e, text),
         }
     }
 
