@@ -76,6 +76,8 @@ pub(crate) struct Server {
     /// An event without a request is to be expected: its request was served before it came, or it is that
     /// of the binding.
     event_due: AtomicBool,
+    /// The next run of the work item goes on with the event of the last one.
+    goes_on: AtomicBool,
     #[pin]
     work: Item<Server, 0>,
     /// Held by who waits for the guest's part in a recovery.
@@ -118,6 +120,7 @@ impl Link {
                 irq: IrqCell::empty(),
                 // Xen sends one when the channel is bound, in case the guest's first came before that.
                 event_due: AtomicBool::new(true),
+                goes_on: AtomicBool::new(false),
                 work <- Item::new(c"xen-pciback-serve", kernel::static_lock_class!()),
                 errors <- new_mutex!(()),
                 sending <- new_mutex!(()),
@@ -198,6 +201,7 @@ impl Handler for Server {
 impl Run<0> for Server {
     fn run(this: Arc<Self>) {
         let Some(irq) = this.irq.get() else { return };
+        let goes_on = this.goes_on.swap(false, Ordering::AcqRel);
         let mut contended = false;
         for served in 0..BATCH {
             if this.stop.load(Ordering::Acquire) {
@@ -208,9 +212,10 @@ impl Run<0> for Server {
                 if served > 1 {
                     this.event_due.store(true, Ordering::Release);
                 }
-                // One without a request, for which the handler had no time left. What is due stays due: the
-                // guest sees no difference but that one more is forgiven.
-                let spurious = served == 0 && !this.event_due.load(Ordering::Acquire);
+                // An event without a request, for which the handler had no time left: judged as there.
+                let spurious = served == 0
+                    && !goes_on
+                    && !this.event_due.swap(false, Ordering::AcqRel);
                 // A request that comes now has an event of its own, delivered after this.
                 irq.eoi(spurious);
                 return;
@@ -230,6 +235,7 @@ impl Run<0> for Server {
             }
         }
         this.event_due.store(true, Ordering::Release);
+        this.goes_on.store(true, Ordering::Release);
         QUEUE.add::<Self, 0>(this);
     }
 }
