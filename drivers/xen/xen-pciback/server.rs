@@ -213,9 +213,8 @@ impl Run<0> for Server {
                     this.event_due.store(true, Ordering::Release);
                 }
                 // An event without a request, for which the handler had no time left: judged as there.
-                let spurious = served == 0
-                    && !goes_on
-                    && !this.event_due.swap(false, Ordering::AcqRel);
+                let spurious =
+                    served == 0 && !goes_on && !this.event_due.swap(false, Ordering::AcqRel);
                 // A request that comes now has an event of its own, delivered after this.
                 irq.eoi(spurious);
                 return;
