@@ -179,7 +179,8 @@ impl Locked<'_> {
     /// `ENOMEM`, `ENODEV` when the function goes, or that of the PCI core.
     pub fn save_state(&self) -> Result<SavedState> {
         let physical = self.physical().ok_or(ENODEV)?;
-        // SAFETY: alive.
+        // SAFETY: the function is kept by `Device`, and its device lock is held by the type invariant, so that
+        // nobody else saves or restores its state.
         to_result(unsafe { bindings::pci_save_state(self.as_raw()) })?;
         // SAFETY: alive, state saved.
         let state = unsafe { bindings::pci_store_saved_state(self.as_raw()) };
@@ -1066,7 +1067,7 @@ impl<T: Driver> Registration<T> {
         // SAFETY: as above.
         unsafe { bindings::dev_set_drvdata(&raw mut (*dev).dev, core::ptr::null_mut()) };
         if !state.is_null() {
-            // SAFETY: a live device.
+            // SAFETY: the core keeps the function until this callback returns.
             let device = unsafe { Device::get(dev) };
             // SAFETY: the core holds its device lock.
             let locked = unsafe { Locked::assume(&device) };

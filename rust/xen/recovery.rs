@@ -59,7 +59,7 @@ fn note_state(function: &Device, step: Step) -> bool {
     };
     // CAST: the C enumeration has the same numbers.
     let state = state.number() as bindings::pci_channel_state_t;
-    // SAFETY: a live function.
+    // SAFETY: `function` has a reference to it; the helper changes one word, by the core's own rules.
     unsafe { sys::pci_note_error_state(function.as_raw(), state) }
 }
 
