@@ -784,6 +784,7 @@ fn any_space() -> impl Strategy<Value = FakeFunction> {
                 }
             }
             fake.extended_fails = extended_fails;
+            fake.enumerate();
             fake
         })
 }

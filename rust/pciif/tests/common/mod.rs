@@ -67,6 +67,8 @@ pub struct FakeFunction {
     pub extended_fails: bool,
     /// Where PCI Express Device Control is.
     pub device_control: Option<usize>,
+    /// Where the control register of power management is.
+    pub power_control: Option<usize>,
     /// What is written back after a reset, and in D0.
     pub golden: Option<Vec<u8>>,
     /// Reads all ones until it is written back.
@@ -98,6 +100,7 @@ impl FakeFunction {
             read_request_fails: false,
             extended_fails: false,
             device_control: None,
+            power_control: None,
             golden: None,
             answers_nothing: false,
         }
@@ -126,6 +129,7 @@ impl FakeFunction {
         // Error bits of STATUS, and PME status.
         fake.mark_status(0x06, 2, 0xf900);
         fake.write_clears[0x45] = 0x80;
+        fake.enumerate();
         fake
     }
 
@@ -260,6 +264,27 @@ impl FakeFunction {
 
     pub fn access(&self, offset: i32, size: i32) -> Result<ConfigAccess, OpStatus> {
         ConfigAccess::new(offset, size, self.bytes.len() as u16)
+    }
+
+    /// The kernel's look at a new function: where the first capability of power management is.
+    pub fn enumerate(&mut self) {
+        self.power_control = self.find_power_control();
+    }
+
+    fn find_power_control(&self) -> Option<usize> {
+        let mut at = self.peek(0x34, 1) as usize & !3;
+        // The kernel looks at 48.
+        for _ in 0..48 {
+            if at < 0x40 || at + 6 > self.bytes.len() {
+                return None;
+            }
+            match self.bytes[at] {
+                0xff => return None,
+                0x01 => return Some(at + 4),
+                _ => at = usize::from(self.bytes[at + 1]) & !3,
+            }
+        }
+        None
     }
 
     /// Writes back what was seized, as the kernel does it; nothing without [`FakeFunction::golden`].
@@ -403,10 +428,9 @@ impl Function for FakeFunction {
             return Err(OpStatus::OpFailed);
         }
         self.calls.push(Call::PowerState(state));
-        // The model's PM capability; tests that place it elsewhere do not look at the state.
-        if self.peek(0x40, 1) == 1 {
-            let control = self.peek(0x44, 2);
-            self.poke(0x44, 2, (control & !3) | u32::from(state));
+        if let Some(at) = self.power_control {
+            let control = self.peek(at, 2);
+            self.poke(at, 2, (control & !3) | u32::from(state));
         }
         if state == 0 {
             self.write_back();
@@ -426,9 +450,9 @@ impl Function for FakeFunction {
         }
         self.calls.push(Call::Reset);
         self.write_back();
-        if self.peek(0x40, 1) == 1 {
-            let control = self.peek(0x44, 2);
-            self.poke(0x44, 2, control & !3);
+        if let Some(at) = self.power_control {
+            let control = self.peek(at, 2);
+            self.poke(at, 2, control & !3);
         }
         Ok(())
     }
