@@ -140,8 +140,8 @@ manifest() {
 		LC_ALL=C sort | sha256sum | cut -d' ' -f1
 }
 
-# Cargo inside the lab's root. It reads .cargo/config.toml from the directory it is in.
-cargo=("$top/scripts/inroot" env --chdir=/src/tests CARGO_TARGET_DIR=/src/build/target cargo)
+# Cargo inside the lab's root.
+cargo=("$top/scripts/cargo")
 
 # Put before a command: it runs in its own mount and process namespace. When it
 # ends, or when we end, all that it started is ended and nothing stays mounted.
