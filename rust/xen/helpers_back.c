@@ -7,6 +7,7 @@
 #include <linux/pci.h>
 #include <linux/vgaarb.h>
 #include <xen/interface/xen.h>
+#include <xen/interface/memory.h>
 #include <xen/interface/physdev.h>
 #include <asm/xen/hypercall.h>
 
@@ -23,6 +24,14 @@ HELPER(int, physdev_msix, struct pci_dev *dev, bool prepare)
 
 	return HYPERVISOR_physdev_op(prepare ? PHYSDEVOP_prepare_msix :
 					       PHYSDEVOP_release_msix, &arg);
+}
+
+/* Xen keeps a domain until the last reference to it and to its memory is gone. */
+HELPER(bool, domain_exists, u16 domid)
+{
+	domid_t arg = domid;
+
+	return HYPERVISOR_memory_op(XENMEM_current_reservation, &arg) != -ESRCH;
 }
 
 /* 1: driver_override names this driver, 0: names another, <0: not set. */

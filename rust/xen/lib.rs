@@ -51,6 +51,12 @@ pub fn is_initial_domain() -> bool {
     unsafe { sys::is_initial_domain() }
 }
 
+/// Whether Xen still knows a domain, which may be at its end. For dom0. Atomic.
+pub fn domain_exists(domid: u16) -> bool {
+    // SAFETY: asks Xen; any number will do.
+    unsafe { sys::domain_exists(domid) }
+}
+
 /// Whether this kernel runs as a PV domain. Atomic.
 pub fn is_pv_domain() -> bool {
     // SAFETY: reads variables that are constant after boot.

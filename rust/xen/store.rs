@@ -100,6 +100,40 @@ impl Scope {
         })
     }
 
+    /// Whether there is a directory, or a key: by its whole path.
+    ///
+    /// # Errors
+    ///
+    /// When the store does not say.
+    pub fn has(self, path: &CStr) -> Result<bool> {
+        match self.read(path, c"") {
+            Ok(_) => Ok(true),
+            Err(ENOENT) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Whether nothing is below a directory.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when there is no such directory, or that of the store.
+    pub fn is_empty(self, directory: &CStr) -> Result<bool> {
+        let mut count = 0;
+        // SAFETY: both texts are NUL terminated.
+        let names = from_err_ptr(unsafe {
+            sys::xenbus_directory(
+                self.raw(),
+                directory.as_char_ptr(),
+                c"".as_char_ptr(),
+                &mut count,
+            )
+        })?;
+        // SAFETY: made for us with `kmalloc`, in one piece.
+        unsafe { bindings::kfree(names.cast()) };
+        Ok(count == 0)
+    }
+
     /// Removes `directory/key` and all below it.
     ///
     /// # Errors
@@ -109,6 +143,16 @@ impl Scope {
         // SAFETY: both texts are NUL terminated.
         to_result(unsafe { sys::xenbus_rm(self.raw(), directory.as_char_ptr(), key.as_char_ptr()) })
     }
+}
+
+/// Whether the toolstack keeps a directory for a domain. It removes that when it ends the domain, a little
+/// before.
+///
+/// # Errors
+///
+/// `ENOMEM`, or that of the store.
+pub fn has_domain(domid: u16) -> Result<bool> {
+    NOW.has(&CString::try_from_fmt(fmt!("/local/domain/{domid}"))?)
 }
 
 /// Runs `body` in a transaction: all of its writes become visible together or none does.

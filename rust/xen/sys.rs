@@ -44,6 +44,7 @@ helpers! {
     fn is_initial_domain() -> bool;
     fn is_pv_domain() -> bool;
     fn has_pv_devices() -> bool;
+    fn domain_exists(domid: u16) -> bool;
     fn physdev_msix(dev: *mut pci_dev, prepare: bool) -> ffi::c_int;
     fn runstate_entry_time() -> u64;
     fn clock_ns() -> u64;

@@ -143,10 +143,35 @@ impl Device {
         })
     }
 
-    /// Whether the toolstack still wants the device.
+    /// Whether the toolstack still wants the device. One that never says so wants it until it removes the
+    /// directory.
     pub fn is_online(&self) -> bool {
-        // SAFETY: a live device.
-        unsafe { sys::xenbus_dev_is_online(self.as_raw()) != 0 }
+        let online = store::NOW.read(self.directory(), c"online");
+        !matches!(online.and_then(|value| value.number()), Ok(0))
+    }
+
+    /// Removes our own directory, which ends the device, and the one above it if nothing else is in it, as
+    /// long as `unwanted` says that nobody can want it any more. Whoever makes it again meanwhile is asked about.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when it is gone already, `EBUSY` when it is wanted, or that of the store.
+    pub fn remove_directory(&self, unwanted: impl Fn() -> bool) -> Result {
+        let directory = self.directory();
+        let above = directory.to_bytes().rsplitn(2, |byte| *byte == b'/').nth(1);
+        let above = core::str::from_utf8(above.unwrap_or(b"")).unwrap_or("");
+        let above = CString::try_from_fmt(fmt!("{above}"))?;
+        store::transaction(|store| {
+            store.read(directory, c"frontend-id")?;
+            if !unwanted() {
+                return Err(EBUSY);
+            }
+            store.remove(directory, c"")?;
+            if !above.is_empty() && store.is_empty(&above)? {
+                store.remove(&above, c"")?;
+            }
+            Ok(())
+        })
     }
 
     /// Reports an error in the log and in the store's error directory.
@@ -338,6 +363,20 @@ impl Lease {
     /// The kernel's view of the device, for log lines.
     pub fn generic(&self) -> &kernel::device::Device {
         self.dev.generic()
+    }
+
+    /// The device's directory in the store, for who looks at it after the end of the lease.
+    pub fn directory(&self) -> &CStr {
+        self.dev.directory()
+    }
+
+    /// As [`Device::remove_directory`], for a device that nobody has.
+    ///
+    /// # Errors
+    ///
+    /// Those of that.
+    pub fn remove_directory(&self, unwanted: impl Fn() -> bool) -> Result {
+        self.dev.remove_directory(unwanted)
     }
 }
 
@@ -556,13 +595,15 @@ impl<T: Driver> PinnedDrop for Registration<T> {
     }
 }
 
-/// Who hears of changes below a directory.
+/// Who hears of changes below a directory, or of the end of domains.
 pub trait Watcher: Send + Sync + 'static {
     /// Something below the watched directory has changed.
     fn changed(this: ArcBorrow<'_, Self>);
+    /// A domain has ended or stopped; which one is not said.
+    fn domain_ended(_this: ArcBorrow<'_, Self>) {}
 }
 
-/// A watch on a device's own directory.
+/// A watch on a device's own directory, or on the end of domains.
 ///
 /// The core keeps each event until its one thread gets to it, and may be given a word about which ones to
 /// keep. One that waits is enough, as the watcher looks at the store afresh: so however often something
@@ -574,6 +615,9 @@ pub trait Watcher: Send + Sync + 'static {
 pub struct Watch<T: Watcher> {
     inner: Pin<KBox<WatchInner<T>>>,
 }
+
+/// What the core calls.
+type Callback = extern "C" fn(*mut sys::xenbus_watch, *const ffi::c_char, *const ffi::c_char);
 
 #[repr(C)]
 struct WatchInner<T> {
@@ -595,10 +639,25 @@ impl<T: Watcher> Watch<T> {
     /// `ENOMEM`, or that of the store.
     pub fn own_directory(dev: &Device, watcher: Arc<T>) -> Result<Self> {
         let path = CString::try_from_fmt(fmt!("{}", dev.directory()))?;
+        Self::new(path, Self::changed, watcher)
+    }
+
+    /// Starts to watch for the end of domains; fires once at once, too.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or that of the store.
+    pub fn domains(watcher: Arc<T>) -> Result<Self> {
+        // The store's own name for that event.
+        let path = CString::try_from_fmt(fmt!("@releaseDomain"))?;
+        Self::new(path, Self::domain_ended, watcher)
+    }
+
+    fn new(path: CString, callback: Callback, watcher: Arc<T>) -> Result<Self> {
         let raw = sys::xenbus_watch {
             node: path.as_char_ptr(),
             will_handle: Some(Self::will_handle),
-            callback: Some(Self::callback),
+            callback: Some(callback),
             ..Default::default()
         };
         let inner = KBox::pin(
@@ -630,18 +689,37 @@ impl<T: Watcher> Watch<T> {
         pending == 0
     }
 
-    extern "C" fn callback(
+    extern "C" fn changed(
         raw: *mut sys::xenbus_watch,
         _path: *const ffi::c_char,
         _token: *const ffi::c_char,
     ) {
+        // SAFETY: the core calls this only while the watch is registered.
+        T::changed(unsafe { Self::watcher(raw) });
+    }
+
+    extern "C" fn domain_ended(
+        raw: *mut sys::xenbus_watch,
+        _path: *const ffi::c_char,
+        _token: *const ffi::c_char,
+    ) {
+        // SAFETY: the core calls this only while the watch is registered.
+        T::domain_ended(unsafe { Self::watcher(raw) });
+    }
+
+    /// Who hears of it.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is the registered watch of one of these; the result must not outlive its callback.
+    unsafe fn watcher<'a>(raw: *mut sys::xenbus_watch) -> ArcBorrow<'a, T> {
         let inner = raw
             .wrapping_byte_sub(offset_of!(WatchInner<T>, raw))
             .cast::<WatchInner<T>>();
-        // SAFETY: the core calls this only while the watch is registered.
+        // SAFETY: alive while the watch is registered.
         let watcher = unsafe { (*inner).watcher };
         // SAFETY: owned by the watch while it is registered, and by its maker before.
-        T::changed(unsafe { ArcBorrow::from_raw(watcher) });
+        unsafe { ArcBorrow::from_raw(watcher) }
     }
 }
 

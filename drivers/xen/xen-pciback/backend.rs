@@ -15,6 +15,21 @@
 //! our state are those that the toolstack and the core leave. The functions are released in `remove`
 //! itself: that only queues work, and whoever is to get them next has to find them in that state.
 //!
+//! # When the guest's functions are free
+//!
+//! A guest that says no state, or has removed its directory, still has memory and interrupts of its functions
+//! mapped. So they stay its own until the toolstack takes them back, by the list or with our directory, or
+//! until Xen does not know the domain any more. The core does not say the latter, so while the frontend has no
+//! state (`held`) the end of any domain has `control` look, for a while and as long as the toolstack has
+//! removed the domain's directory. Our directory is then left over, as no
+//! toolstack comes back for it: we remove it, and the core ends the device as when a toolstack does that. The
+//! guest's page must not be mapped any more at that time, as Xen keeps a domain for it: it is
+//! unmapped when the frontend's directory goes, which every toolstack removes before it ends a domain.
+//!
+//! An administrator who unbinds the backend from its device frees nothing either: the watches stay, and the
+//! functions in the table (`left`), until the toolstack removes the directory, the domain ends, or a new
+//! backend of the device takes over.
+//!
 //! *Locks*: `link`, a mutex that is held for the moment in which a connection is noted or taken out;
 //! `roots`, used by the work item only, and held while a root bus is published; `attempts`, for an
 //! instant; the lease's, for single operations and while a connection is made. Nothing is held while the
@@ -30,7 +45,7 @@ use kernel::{
 };
 use pciif::{
     sbdf::{Devfn, RootText, Sbdf, VirtualDevText},
-    state::{backend_step, is_listed, Attempts, BackendAction, State},
+    state::{backend_step, is_listed, Attempts, BackendAction, Remains, State},
     text::Printable,
     wire,
 };
@@ -54,6 +69,13 @@ const OF_A_SWITCH: u32 = 4;
 
 /// Those of [`xenbus::Device::update`]: a transaction with a read, and two writes.
 pub(crate) const OF_AN_UPDATE: u32 = 5;
+/// Those of [`xenbus::Device::remove_directory`].
+const OF_A_SWEEP: u32 = 6;
+
+/// How often it is looked whether a domain that ends has ended, in ns; and how many times after something was
+/// told of the end of any.
+const END_LOOK: i64 = 200_000_000;
+const END_LOOKS: u32 = 50;
 
 /// What becomes of a device of the list that has no `state-N`.
 #[derive(Clone, Copy)]
@@ -83,12 +105,20 @@ pub(crate) struct Backend {
     exports: Arc<Exports>,
     /// The device goes: nothing new is started.
     dying: AtomicBool,
+    /// The frontend says no state: the end of the domain is waited for.
+    held: AtomicBool,
+    /// The driver was unbound from the device while the guest lives and the toolstack lists its functions.
+    left: AtomicBool,
+    /// How many times more it is looked for the end of the domain.
+    end_looks: AtomicU32,
+    /// Another backend has taken over, or the module goes.
+    over: AtomicBool,
     #[pin]
     link: Mutex<Option<Link>>,
     #[pin]
     roots: Mutex<KVec<RootText>>,
     #[pin]
-    watch: Mutex<Option<Watch<Backend>>>,
+    watches: Mutex<Option<[Watch<Backend>; 2]>>,
     #[pin]
     control: Item<Backend, 0>,
     #[pin]
@@ -114,16 +144,31 @@ impl Run<0> for Backend {
         }
         let operations = this.operations.swap(0, Ordering::Relaxed);
         this.exports.account().lock().store_run(operations);
+        let held = this.held.load(Ordering::SeqCst);
+        if held && this.is_ending() && sleep_while(END_LOOK, || !this.dying()) {
+            QUEUE.add::<Self, 0>(this);
+        }
     }
 }
 
 impl Run<1> for Backend {
     fn run(this: Arc<Self>) {
-        let watch = this.watch.lock().take();
-        drop(watch);
         Item::<Self, 0>::cancel(&this);
         this.disconnect();
-        // What `control` was about to export when the end came.
+        if this.left.load(Ordering::Acquire) {
+            if !this.is_over() {
+                let wanted = || !this.over.load(Ordering::Acquire);
+                if this.is_ending() && sleep_while(END_LOOK, wanted) {
+                    QUEUE.add::<Self, 1>(this);
+                }
+                return;
+            }
+            registry::take_left(|other| core::ptr::eq(other, &*this));
+            registry::remove_guest(&this.exports);
+        }
+        let watches = this.watches.lock().take();
+        drop(watches);
+        // Also what `control` was about to export when the end came.
         this.release_all();
     }
 }
@@ -132,6 +177,15 @@ impl Watcher for Backend {
     fn changed(this: ArcBorrow<'_, Self>) {
         if !this.dying() {
             QUEUE.add::<Self, 0>(this.into());
+        } else if this.left.load(Ordering::Acquire) {
+            QUEUE.add::<Self, 1>(this.into());
+        }
+    }
+
+    fn domain_ended(this: ArcBorrow<'_, Self>) {
+        if this.held.load(Ordering::Acquire) || this.dying() {
+            this.end_looks.store(END_LOOKS, Ordering::Relaxed);
+            Self::changed(this);
         }
     }
 }
@@ -148,9 +202,13 @@ impl xenbus::Driver for Backend {
                 lease,
                 exports,
                 dying: AtomicBool::new(false),
+                held: AtomicBool::new(false),
+                left: AtomicBool::new(false),
+                end_looks: AtomicU32::new(0),
+                over: AtomicBool::new(false),
                 link <- new_mutex!(None),
                 roots <- new_mutex!(KVec::new()),
-                watch <- new_mutex!(None),
+                watches <- new_mutex!(None),
                 control <- Item::new(c"xen-pciback-control", kernel::static_lock_class!()),
                 end <- Item::new(c"xen-pciback-end", kernel::static_lock_class!()),
                 attempts <- new_mutex!(Attempts::new()),
@@ -159,19 +217,24 @@ impl xenbus::Driver for Backend {
             GFP_KERNEL,
         )
         .inspect_err(|e| dev.fatal(*e, fmt!("cannot make the backend")))?;
+        // Those that it has from an earlier backend are released, and then given to this one.
+        Self::end_left(|left| left.lease.directory() == dev.directory());
         registry::add_guest(this.exports.clone())
             .inspect_err(|e| dev.fatal(*e, fmt!("cannot make the backend")))?;
         dev.switch_state(State::InitWait);
-        let watch = Watch::own_directory(dev, this.clone()).inspect_err(|e| {
+        let watches = Watch::domains(this.clone())
+            .and_then(|domains| Ok([Watch::own_directory(dev, this.clone())?, domains]));
+        let watches = watches.inspect_err(|e| {
             registry::remove_guest(&this.exports);
             dev.fatal(*e, fmt!("cannot watch the backend's directory"));
         })?;
-        *this.watch.lock() = Some(watch);
+        *this.watches.lock() = Some(watches);
         Ok(this)
     }
 
     fn otherend_changed(this: ArcBorrow<'_, Self>, dev: &Bound, front: State) -> Wish {
-        let next = this.next(dev.own_state(), front, dev.is_online());
+        let remains = this.remains(front, dev.peer_directory());
+        let next = this.next(dev.own_state(), front, remains, dev.is_online());
         if next == BackendAction::Unregister {
             dev.switch_state(State::Closed);
             return Wish::Unregister;
@@ -180,16 +243,71 @@ impl xenbus::Driver for Backend {
         Wish::Keep
     }
 
-    fn remove(this: Arc<Self>, _dev: &Bound) {
+    fn remove(this: Arc<Self>, dev: &Bound) {
         this.dying.store(true, Ordering::Release);
         this.lease.end();
-        registry::remove_guest(&this.exports);
-        this.release_all();
+        if this.stays(dev) && registry::add_left(this.clone()).is_ok() {
+            this.left.store(true, Ordering::Release);
+        } else {
+            registry::remove_guest(&this.exports);
+            this.release_all();
+        }
         QUEUE.add::<Self, 1>(this);
     }
 }
 
 impl Backend {
+    /// Whether only the driver goes: the guest keeps its functions.
+    fn stays(&self, dev: &Bound) -> bool {
+        let stays = dev.own_state() != State::Unknown
+            && dev.is_online()
+            && self.exports.has_any()
+            && xen::domain_exists(self.exports.domid);
+        if stays {
+            dev_warn!(
+                dev.generic(),
+                "unbound while domain {} lives: the domain keeps its functions until it ends or the toolstack takes them back\n",
+                self.exports.domid
+            );
+        }
+        stays
+    }
+
+    /// Whether the domain may be about to end. Xen still knows it when its end is told, as long as other
+    /// programs of dom0 have pages of it mapped, and tells nothing when they let go.
+    fn is_ending(&self) -> bool {
+        let looks = self.end_looks.load(Ordering::Relaxed);
+        self.end_looks
+            .store(looks.saturating_sub(1), Ordering::Relaxed);
+        self.count_operations(1);
+        looks > 0 || store::has_domain(self.exports.domid) == Ok(false)
+    }
+
+    /// Whether a backend that was unbound has to let go of the guest's functions.
+    fn is_over(&self) -> bool {
+        if self.over.load(Ordering::Acquire) {
+            return true;
+        }
+        let domid = self.exports.domid;
+        if !xen::domain_exists(domid) {
+            // Nobody else comes for it.
+            let _ = self.lease.remove_directory(|| !xen::domain_exists(domid));
+            return true;
+        }
+        store::NOW.has(self.lease.directory()) == Ok(false)
+    }
+
+    /// Has backends that were unbound, and for which `which` holds, release the functions of their guests.
+    pub(crate) fn end_left(which: impl Fn(&Self) -> bool) {
+        while let Some(left) = registry::take_left(&which) {
+            left.over.store(true, Ordering::Release);
+            registry::remove_guest(&left.exports);
+            // Here, as in `remove`: a new backend is about to assign them.
+            left.release_all();
+            QUEUE.add::<Self, 1>(left);
+        }
+    }
+
     fn dying(&self) -> bool {
         self.dying.load(Ordering::Acquire)
     }
@@ -213,24 +331,47 @@ impl Backend {
         self.operations.fetch_add(more, Ordering::Relaxed);
     }
 
-    fn next(&self, own: State, front: State, online: bool) -> BackendAction {
+    fn next(&self, own: State, front: State, remains: Remains, online: bool) -> BackendAction {
         let up = self.link.lock().is_some();
-        backend_step(own, front, up, online)
+        backend_step(own, front, remains, up, online)
     }
 
-    /// Our state, the frontend's, and whether the toolstack wants the device; `None` when it goes.
-    fn look(&self) -> Option<(State, State, bool)> {
+    /// What is left of the guest, if its frontend says no state; `directory` is the frontend's.
+    fn remains(&self, front: State, directory: &CStr) -> Remains {
+        // Before the look: what ends after that is told.
+        self.held.store(front == State::Unknown, Ordering::SeqCst);
+        if front != State::Unknown {
+            return Remains::Frontend;
+        }
+        if !xen::domain_exists(self.exports.domid) {
+            return Remains::Nothing;
+        }
+        self.count_operations(1);
+        match store::NOW.has(directory) {
+            Ok(false) => Remains::Domain,
+            _ => Remains::Frontend,
+        }
+    }
+
+    /// Our state, the frontend's, and what comes next; `None` when the device goes, or its directory is gone.
+    fn look(&self) -> Option<(State, State, BackendAction)> {
         let dev = self.lease.get()?;
-        Some((dev.own_state(), dev.peer_state(), dev.is_online()))
+        let (own, front) = (dev.own_state(), dev.peer_state());
+        if own == State::Unknown {
+            return None;
+        }
+        let remains = self.remains(front, dev.peer_directory());
+        let next = self.next(own, front, remains, dev.is_online());
+        Some((own, front, next))
     }
 
     /// Does what the states of both ends ask for; `false` when there is nothing to do.
     fn step(&self) -> bool {
         self.count_operations(OF_A_STEP);
-        let Some((own, front, online)) = self.look() else {
+        let Some((own, front, next)) = self.look() else {
             return false;
         };
-        match self.next(own, front, online) {
+        match next {
             // A frontend that started again so fast that nobody saw it start: its page is another one.
             BackendAction::Wait if own == State::Connected && self.is_replaced(front) => {
                 self.disconnect();
@@ -251,6 +392,24 @@ impl Backend {
                 self.follow_list(Stateless::Leave) && self.switch(own, State::Reconfigured)
             }
             BackendAction::Resume => self.switch(own, State::Connected),
+            BackendAction::Hold => {
+                // In other states a list that cannot be read would be read again for ever.
+                match own {
+                    State::InitWait | State::Initialised => {
+                        self.follow_list(Stateless::Export);
+                    }
+                    State::Reconfiguring => {
+                        self.follow_list(Stateless::Leave);
+                    }
+                    _ => {}
+                }
+                !self.dying() && self.switch(own, State::Connected)
+            }
+            BackendAction::Sweep => {
+                self.disconnect();
+                self.sweep();
+                false
+            }
             BackendAction::Disconnect { then } => {
                 self.disconnect();
                 self.switch(own, then)
@@ -261,6 +420,33 @@ impl Backend {
             }
             // The core's own thread does this: it hears of the same change.
             BackendAction::Unregister => false,
+        }
+    }
+
+    /// The domain has ended and the toolstack has left our directory: removes that. The core hears of it and
+    /// ends the device.
+    fn sweep(&self) {
+        let Some(dev) = self.lease.get() else { return };
+        let domid = self.exports.domid;
+        self.count_operations(OF_A_SWEEP);
+        match dev.remove_directory(|| !xen::domain_exists(domid)) {
+            Ok(()) => dev_info!(
+                dev.generic(),
+                "domain {} has ended, its backend's directory is removed\n",
+                domid
+            ),
+            // Somebody else was faster, or there is a new domain.
+            Err(ENOENT | EBUSY) => {}
+            Err(e) => {
+                self.held.store(false, Ordering::SeqCst);
+                self.end_looks.store(0, Ordering::Relaxed);
+                dev_warn!(
+                    dev.generic(),
+                    "domain {} has ended, but its backend's directory cannot be removed ({:?})\n",
+                    domid,
+                    e
+                );
+            }
         }
     }
 
@@ -278,7 +464,7 @@ impl Backend {
     /// Takes all functions away from the guest; the work is done by their own work items.
     fn release_all(&self) {
         while let Some(function) = self.exports.remove_any() {
-            Function::start_release(&function);
+            Function::start_release(&function, self.exports.domid);
         }
     }
 
@@ -343,8 +529,11 @@ impl Backend {
         let Ok(count) = self.count() else {
             return false;
         };
+        // An earlier backend of this device has exported them, and its driver was unbound.
+        let anew = matches!(stateless, Stateless::Export) && !self.exports.has_any();
         for number in 0..count {
             match (self.device_state(number), stateless) {
+                (State::Initialised, _) if anew => self.export(number),
                 (State::Initialising, _) | (State::Unknown, Stateless::Export) => {
                     self.export(number);
                 }
@@ -387,7 +576,7 @@ impl Backend {
         });
         if written.is_err() && is_new {
             if let Some(function) = self.exports.remove(place) {
-                Function::start_release(&function);
+                Function::start_release(&function, self.exports.domid);
             }
         }
         written
@@ -413,15 +602,13 @@ impl Backend {
             );
             ENODEV
         })?;
-        function
-            .assign(&self.exports, || !self.dying())?
-            .map_err(|refusal| {
-                // Else the wait for it was given up.
-                if !self.dying() {
-                    dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
-                }
-                EBUSY
-            })?;
+        Function::assign(&function, &self.exports, || !self.dying())?.map_err(|refusal| {
+            // Else the wait for it was given up.
+            if !self.dying() {
+                dev_err!(generic, "{} is {}\n", Show(host), Show(refusal));
+            }
+            EBUSY
+        })?;
         let wanted = self.read("vdevfn", number).ok().and_then(|value| {
             let text = core::str::from_utf8(value.bytes()).ok()?;
             let raw = u8::from_str_radix(text.trim_start_matches("0x"), 16).ok()?;
@@ -430,7 +617,7 @@ impl Backend {
         let address = match self.exports.add(function.clone(), wanted) {
             Ok(address) => address,
             Err(e) => {
-                Function::start_release(&function);
+                Function::start_release(&function, self.exports.domid);
                 dev_err!(generic, "{}: {}\n", Show(host), Show(e));
                 return Err(ENOSPC);
             }
@@ -559,7 +746,7 @@ impl Backend {
             return;
         }
         if let Some(function) = self.exports.remove(place) {
-            Function::start_release(&function);
+            Function::start_release(&function, self.exports.domid);
         }
     }
 }

@@ -248,6 +248,11 @@ impl Exports {
             .map(|entry| entry.address())
     }
 
+    /// Whether it has any function.
+    pub(crate) fn has_any(&self) -> bool {
+        self.table.lock().entries().next().is_some()
+    }
+
     /// The root buses that the guest needs.
     pub(crate) fn roots(&self) -> Result<KVec<RootText>> {
         let table = self.table.lock();

@@ -11,8 +11,8 @@
 //!
 //! | event | sent by | context |
 //! |---|---|---|
-//! | Assign | [`crate::backend`]'s worker | sleeps, no locks |
-//! | Release | the backend's worker, or the xenbus thread when a guest dies | only queues work |
+//! | Assign | [`crate::backend`]'s worker; [`Function::add`] for the guest that still has it | sleeps |
+//! | Release | the backend's worker, or the xenbus thread when a guest dies; who is to get it next, when its domain has ended | only queues work |
 //! | Released | the function's own work item | device lock held |
 //! | Unbind | the PCI core, through `remove` | device lock held by the core |
 //! | ClearQuarantine | a reset by the administrator (`do_flr`) that succeeded | sleeps |
@@ -21,6 +21,10 @@
 //! xenbus events. An assignment that finds the function still being released waits for it, within a
 //! bound. The work item takes the device lock first and then looks whether the function is still to
 //! be released: an unbind that came in between has done everything already.
+//!
+//! An unbind takes a function away from dom0's point of view only: the guest keeps what it has mapped of
+//! it, and its toolstack still lists it. One that is bound again is therefore that guest's, though the
+//! guest is not served any more ([`Function::add`]); it is released when it leaves the guest's table.
 //!
 //! # Locks
 //!
@@ -65,6 +69,7 @@ use xen::{
     log::Show,
     new_dual_lock,
     pci::{self, SavedState},
+    store,
     work::{Item, Run},
 };
 
@@ -485,12 +490,65 @@ impl Function {
         owner
     }
 
+    /// Adds a function that was taken to the list. A guest that had it before it was unbound keeps it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: it is not in the list then.
+    pub(crate) fn add(this: &Arc<Self>) -> Result {
+        let holder = registry::holder(this.address)?;
+        if let Some(domid) = holder {
+            let _ = this.apply(Event::Assign(domid));
+            dev_warn!(
+                this.dev.as_generic(),
+                "stays with domain {}, which had it when it was unbound\n",
+                domid
+            );
+        }
+        registry::add_function(this.clone())?;
+        // It may have left the guest's table before it could be found in the list.
+        if let Some(domid) = holder {
+            if registry::holder(this.address).is_ok_and(|now| now != holder) {
+                Self::start_release(this, domid);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits while the domain that has it ends, within a bound and as long as `wanted` says so. Its backend may
+    /// not have heard of that yet.
+    fn outlast_owner(this: &Arc<Self>, domid: u16, wanted: impl Fn() -> bool) {
+        for _ in 0..RELEASE_PATIENCE_MS / RELEASE_LOOK_MS {
+            let other = match this.owner() {
+                Lifecycle::Assigned { domid: other } if other != domid => other,
+                _ => return,
+            };
+            if !xen::domain_exists(other) {
+                return Self::start_release(this, other);
+            }
+            // The toolstack has not begun to end it.
+            if !store::has_domain(other).is_ok_and(|has| !has) || !wanted() {
+                return;
+            }
+            fsleep(Delta::from_millis(i64::from(RELEASE_LOOK_MS)));
+        }
+    }
+
     /// Gives it to a guest. Waits for a release in progress while `wanted` says so.
     ///
     /// # Errors
     ///
     /// What the table refuses, or that of the PCI core.
     pub(crate) fn assign(
+        this: &Arc<Self>,
+        guest: &Arc<Exports>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Result<(), Refusal>> {
+        Self::outlast_owner(this, guest.domid, &wanted);
+        this.assign_settled(guest, wanted)
+    }
+
+    fn assign_settled(
         &self,
         guest: &Arc<Exports>,
         wanted: impl Fn() -> bool,
@@ -520,12 +578,26 @@ impl Function {
         Ok(Ok(()))
     }
 
-    /// Takes it away from its guest; the work is done by the function's own work item.
-    pub(crate) fn start_release(this: &Arc<Self>) {
-        // Refused when it was unbound meanwhile: then there is nothing left to do.
-        if this.apply(Event::Release).is_ok() {
-            QUEUE.add::<Self, 0>(this.clone());
+    /// Takes it away from guest `domid`, if that has it; the work is done by the function's own work item.
+    pub(crate) fn start_release(this: &Arc<Self>, domid: u16) {
+        // Unbound meanwhile: if it was bound again, that one is the guest's now.
+        let function = match this.owner() {
+            Lifecycle::Gone => registry::find_function(this.address),
+            _ => Some(this.clone()),
+        };
+        let Some(function) = function else { return };
+        if function.leave(domid) {
+            QUEUE.add::<Self, 0>(function);
         }
+    }
+
+    /// `true` if guest `domid` had it.
+    fn leave(&self, domid: u16) -> bool {
+        let mut owner = self.owner.lock();
+        let left = *owner == Lifecycle::Assigned { domid }
+            && self.change(&mut owner, Event::Release).is_ok();
+        self.changed.notify_all();
+        left
     }
 
     /// The driver is unbound: gives it back to dom0.

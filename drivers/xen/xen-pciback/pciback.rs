@@ -64,6 +64,7 @@ static QUEUE: work::Queue = work::Queue::closed();
 struct Module {
     #[pin]
     _backends: xenbus::Registration<Backend>,
+    _left: Left,
     #[pin]
     _denied: File<()>,
     #[pin]
@@ -82,6 +83,15 @@ struct Open(());
 impl Drop for Open {
     fn drop(&mut self) {
         stub::close();
+    }
+}
+
+/// Ends the backends that were unbound from guests that live.
+struct Left(());
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        Backend::end_left(|_| true);
     }
 }
 
@@ -109,6 +119,7 @@ impl kernel::InPlaceModule for Module {
                 _debug: Dir::new(c"xen-pciback"),
                 _denied <- debug::denied_writes(_debug),
                 _accounts <- debug::accounts(_debug),
+                _left: Left(()),
                 _backends <- xenbus::Registration::new(c"xen-pciback", c"xen_pciback", module),
                 _: {
                     let kind = if PASSTHROUGH.get() { "passthrough" } else { "vpci" };

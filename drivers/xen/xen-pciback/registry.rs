@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which addresses are to be taken (`slots`), and which functions have been; which guests there are, and
-//! what all of them together have spent.
+//! Which addresses are to be taken (`slots`), and which functions have been; which guests there are, from
+//! which of them the backend was unbound, and what all of them together have spent.
 //!
-//! *Owns* these four, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
+//! *Owns* these five, for the module's life. *Callers*: [`crate::stub`], [`crate::attributes`],
 //! [`crate::backend`], in sleepable context. *Lock*: one mutex, the innermost of all: nothing is taken
 //! or waited for inside it.
 
-use crate::{exports::Exports, function::Function};
+use crate::{backend::Backend, exports::Exports, function::Function};
 use kernel::{prelude::*, sync::Arc};
 use pciif::{account::Together, sbdf::Sbdf, slot::SlotPattern};
 use xen::{lock::IrqLock, new_irq_lock};
@@ -16,6 +16,8 @@ struct Lists {
     slots: KVec<Sbdf>,
     functions: KVec<Arc<Function>>,
     guests: KVec<Arc<Exports>>,
+    /// Backends that were unbound from guests that live.
+    left: KVec<Arc<Backend>>,
     /// `None` before the module's start and after its end.
     together: Option<Arc<IrqLock<Together>>>,
 }
@@ -23,7 +25,8 @@ struct Lists {
 kernel::sync::global_lock! {
     // SAFETY: `Slots::init` is called before anything else of this file.
     unsafe(uninit) static LISTS: Mutex<Lists> = Lists {
-        slots: KVec::new(), functions: KVec::new(), guests: KVec::new(), together: None,
+        slots: KVec::new(), functions: KVec::new(), guests: KVec::new(), left: KVec::new(),
+        together: None,
     };
 }
 
@@ -170,6 +173,37 @@ pub(crate) fn remove_guest(guest: &Arc<Exports>) {
         .lock()
         .guests
         .retain(|other| !Arc::ptr_eq(other, guest));
+}
+
+/// The guest in whose table a function is, bound to us or not.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn holder(address: Sbdf) -> Result<Option<u16>> {
+    let guests = guests()?;
+    let mut holders = guests
+        .iter()
+        .filter(|guest| guest.place_of(address).is_some());
+    Ok(holders.next().map(|guest| guest.domid))
+}
+
+/// Adds a backend that was unbound from a guest that lives.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn add_left(backend: Arc<Backend>) -> Result {
+    LISTS.lock().left.push(backend, GFP_KERNEL)?;
+    Ok(())
+}
+
+/// Takes one of those backends for which `wanted` holds out of the list. `wanted` must not sleep nor take
+/// locks.
+pub(crate) fn take_left(wanted: impl Fn(&Backend) -> bool) -> Option<Arc<Backend>> {
+    let mut lists = LISTS.lock();
+    let at = lists.left.iter().position(|backend| wanted(backend))?;
+    lists.left.remove(at).ok()
 }
 
 /// All guests, in the order in which their backends began.

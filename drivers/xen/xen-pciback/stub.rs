@@ -168,7 +168,7 @@ impl pci::Driver for Function {
         };
         // Without memory for the lists it goes back as it came.
         listed
-            .and_then(|()| registry::add_function(function.clone()))
+            .and_then(|()| Function::add(&function))
             .inspect_err(|_| function.let_go(dev))?;
         Ok(Some(function))
     }

@@ -16,8 +16,8 @@
 //!
 //! | event | sender | under |
 //! |---|---|---|
-//! | [`Event::Assign`] | the xenbus side of a guest that exports it | the function's lock |
-//! | [`Event::Release`] | the same xenbus side: unplug, guest gone, module unloaded | the lock |
+//! | [`Event::Assign`] | the xenbus side of a guest that exports it; the binding, for a guest that had it before | the function's lock |
+//! | [`Event::Release`] | the same xenbus side: unplug, guest gone, module unloaded; the next guest's, if the domain has ended | the lock |
 //! | [`Event::Released`] | the worker that [`Effect::StartRelease`] started, once | the lock |
 //! | [`Event::Unbind`] | the PCI core taking the driver off; it cannot be refused | the lock |
 //! | [`Event::ClearQuarantine`] | the host's administrator | the lock |

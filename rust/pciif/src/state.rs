@@ -42,7 +42,9 @@
 //!   Closed ◀──────── Disconnect: front 6 ──┐
 //!                                          ├── from every state
 //!   Closing ◀─────── Disconnect: front 5 ──┤
-//!   (node gone) ◀─── Unregister: front 0, or front 6 and not online
+//!   (node gone) ◀─── Unregister: front 0 or 6, and not online
+//!               ◀─── Sweep: front 0, and the domain has ended
+//!   Connected ◀───── Hold: front 0 and the domain lives, from every state
 //! ```
 //!
 //! Rules of the backend:
@@ -54,7 +56,12 @@
 //!   having said goodbye (a new kernel by kexec), the backend goes back to InitWait and keeps them.
 //!   It does not do so from Closing, which it enters itself after a fatal error: that would be
 //!   tried for ever. A frontend that starts again says Closed to such a backend first.
-//! * A frontend that vanished (Unknown) ends the backend, whatever `online` says.
+//! * A guest cannot give its functions back by what it writes: it keeps what it has mapped. While its
+//!   frontend says no state (Unknown, [`Remains`]), the functions stay its own, the toolstack's list is
+//!   followed without the frontend, and the backend shows Connected, for which a toolstack waits before
+//!   it takes anything away. It ends when the toolstack does not want the device any more or has removed
+//!   the directory, and when the domain has ended. In the last case nobody else would remove the
+//!   directory: a toolstack that is done with a domain does not come back.
 //!
 //! # The frontend's edges
 //!
@@ -157,8 +164,8 @@ pub enum BackendAction {
     Reconfigure,
     /// Switch to Connected: the link is there.
     Resume,
-    /// Take the link down, keep the functions, then switch to [`State::Closing`] or
-    /// [`State::Closed`].
+    /// Take the link down, keep the functions, then switch to [`State::Closing`],
+    /// [`State::Closed`], or stay in the present state.
     Disconnect {
         /// The state to switch to.
         then: State,
@@ -166,18 +173,50 @@ pub enum BackendAction {
     /// Take the link down if there is one, keep the functions and switch to InitWait: the frontend
     /// has started again.
     Reconnect,
+    /// Export and release functions by their `state-N` if the own state asks for it, then switch to
+    /// Connected: there is nobody who would have to agree.
+    Hold,
     /// Take the link down if there is one, switch to Closed, give all functions back and
     /// unregister.
     Unregister,
+    /// Take the link down if there is one, and remove the backend's directory, which the toolstack has
+    /// left: the bus code ends the device then.
+    Sweep,
 }
 
-/// Decides for the backend: `own` state, the frontend's state, whether the link (page and event
-/// channel) is up, and whether the toolstack's `online` key is not 0.
-pub const fn backend_step(own: State, front: State, link_up: bool, online: bool) -> BackendAction {
+/// What is left of the guest when its frontend says no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// The frontend's directory is there; it may use its page as before.
+    Frontend,
+    /// The directory is gone, and with it the frontend. The domain lives.
+    Domain,
+    /// The domain has ended.
+    Nothing,
+}
+
+/// Decides for the backend: `own` state, the frontend's state, what remains of a guest whose frontend is
+/// Unknown, whether the link (page and event channel) is up, and whether the toolstack wants the device
+/// (its `online` key is not 0).
+pub const fn backend_step(
+    own: State,
+    front: State,
+    remains: Remains,
+    link_up: bool,
+    online: bool,
+) -> BackendAction {
     use BackendAction as Do;
     match front {
-        // The end, from every state.
-        State::Unknown => Do::Unregister,
+        State::Unknown => match (own, remains) {
+            // Not probed yet, or our own directory is gone: the bus code deals with both.
+            (State::Unknown | State::Initialising, _) => Do::Wait,
+            (_, Remains::Nothing) => Do::Sweep,
+            // The toolstack has taken the device back.
+            _ if !online => Do::Unregister,
+            (_, Remains::Domain) if link_up => Do::Disconnect { then: own },
+            (State::Connected, _) => Do::Wait,
+            _ => Do::Hold,
+        },
         State::Closed if !online => Do::Unregister,
         State::Closed => match own {
             State::Closed if !link_up => Do::Wait,
@@ -224,6 +263,13 @@ pub const fn backend_step(own: State, front: State, link_up: bool, online: bool)
                 // an earlier one, or did not look.
                 State::Initialised | State::Reconfiguring
                     if matches!(own, State::Reconfiguring) && !link_up =>
+                {
+                    Do::Attach
+                }
+                // It began while we held the functions of a guest without a frontend, and may have taken
+                // our state for the answer to what it had published.
+                State::Initialised | State::Connected
+                    if matches!(own, State::Connected) && !link_up =>
                 {
                     Do::Attach
                 }
@@ -444,9 +490,11 @@ mod tests {
             BackendAction::Disconnect {
                 then: State::Closed,
             } => 'd',
-            BackendAction::Disconnect { then } => panic!("disconnect to {then:?}"),
+            BackendAction::Disconnect { .. } => 'l',
             BackendAction::Reconnect => 'N',
             BackendAction::Unregister => 'U',
+            BackendAction::Hold => 'H',
+            BackendAction::Sweep => 'X',
         }
     }
 
@@ -456,35 +504,38 @@ mod tests {
             .map(|own| {
                 State::ALL
                     .into_iter()
-                    .map(|front| backend_letter(backend_step(own, front, link_up, online)))
+                    .map(|front| {
+                        let left = Remains::Frontend;
+                        backend_letter(backend_step(own, front, left, link_up, online))
+                    })
                     .collect()
             })
             .collect()
     }
 
     /// Rows: own state 0 to 8. Columns: the frontend's state 0 to 8. '.' wait, E export, A attach,
-    /// R reconfigure, S resume, g disconnect to Closing, d disconnect to Closed, N reconnect,
-    /// U unregister.
+    /// R reconfigure, S resume, g disconnect to Closing, d disconnect to Closed, l disconnect and stay,
+    /// N reconnect, H hold, U unregister, X sweep.
     #[test]
     fn backend_without_link_follows_the_table() {
         let online = [
-            "U....gd..", // Unknown
-            "U....gd..", // Initialising
-            "UEEEEgEEE", // InitWait
-            "UEEA.gE..", // Initialised
-            "UN...gd..", // Connected
-            "U.....d..", // Closing
-            "UN.N.....", // Closed
-            "UN.A.gdA.", // Reconfiguring
-            "UN...gd..", // Reconfigured
+            ".....gd..", // Unknown
+            ".....gd..", // Initialising
+            "HEEEEgEEE", // InitWait
+            "HEEA.gE..", // Initialised
+            ".N.AAgd..", // Connected
+            "H.....d..", // Closing
+            "HN.N.....", // Closed
+            "HN.A.gdA.", // Reconfiguring
+            "HN...gd..", // Reconfigured
         ];
         assert_eq!(backend_table(false, true), online);
         let offline = [
-            "U....gU..", // Unknown
-            "U....gU..", // Initialising
+            ".....gU..", // Unknown
+            ".....gU..", // Initialising
             "UEEEEgUEE", // InitWait
             "UEEA.gU..", // Initialised
-            "Ug...gU..", // Connected
+            "Ug.AAgU..", // Connected
             "U.....U..", // Closing
             "U.....U..", // Closed
             "Ug.A.gUA.", // Reconfiguring
@@ -496,20 +547,20 @@ mod tests {
     #[test]
     fn backend_with_link_follows_the_table() {
         let online = [
-            "U....gd..", // Unknown
-            "U....gd..", // Initialising
-            "UEEEEgdEE", // InitWait
-            "UEES.gd..", // Initialised
-            "UN...gd..", // Connected
-            "U....gd..", // Closing
-            "UN.N.dd..", // Closed
-            "UN...gdR.", // Reconfiguring
-            "UN..Sgd..", // Reconfigured
+            ".....gd..", // Unknown
+            ".....gd..", // Initialising
+            "HEEEEgdEE", // InitWait
+            "HEES.gd..", // Initialised
+            ".N...gd..", // Connected
+            "H....gd..", // Closing
+            "HN.N.dd..", // Closed
+            "HN...gdR.", // Reconfiguring
+            "HN..Sgd..", // Reconfigured
         ];
         assert_eq!(backend_table(true, true), online);
         let offline = [
-            "U....gU..", // Unknown
-            "U....gU..", // Initialising
+            ".....gU..", // Unknown
+            ".....gU..", // Initialising
             "UEEEEgUEE", // InitWait
             "UEES.gU..", // Initialised
             "Ug...gU..", // Connected
@@ -519,6 +570,48 @@ mod tests {
             "Ug..SgU..", // Reconfigured
         ];
         assert_eq!(backend_table(true, false), offline);
+    }
+
+    /// S9. Each text: own state 0 to 8, the frontend's Unknown. Letters as above.
+    #[test]
+    fn backend_of_a_frontend_without_a_state_follows_the_table() {
+        let line = |remains, link_up, online| -> String {
+            State::ALL
+                .into_iter()
+                .map(|own| {
+                    let front = State::Unknown;
+                    backend_letter(backend_step(own, front, remains, link_up, online))
+                })
+                .collect()
+        };
+        for link_up in [false, true] {
+            assert_eq!(line(Remains::Frontend, link_up, true), "..HH.HHHH");
+            assert_eq!(line(Remains::Frontend, link_up, false), "..UUUUUUU");
+            assert_eq!(line(Remains::Domain, link_up, false), "..UUUUUUU");
+            for online in [false, true] {
+                assert_eq!(line(Remains::Nothing, link_up, online), "..XXXXXXX");
+            }
+        }
+        assert_eq!(line(Remains::Domain, false, true), "..HH.HHHH");
+        assert_eq!(line(Remains::Domain, true, true), "..lllgdll");
+    }
+
+    /// S9: whatever a guest writes or removes, its functions stay its own.
+    #[test]
+    fn guest_that_lives_never_ends_a_backend_that_the_toolstack_wants() {
+        for own in State::ALL {
+            for front in State::ALL {
+                for remains in [Remains::Frontend, Remains::Domain] {
+                    for link_up in [false, true] {
+                        let action = backend_step(own, front, remains, link_up, true);
+                        assert!(
+                            !matches!(action, BackendAction::Unregister | BackendAction::Sweep),
+                            "{own:?} {front:?} {remains:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     /// Rows: own state 0 to 8. Columns: the backend's state 0 to 8. '.' wait, P publish, C connect,
@@ -561,7 +654,7 @@ mod tests {
         for own in State::ALL {
             for front in State::ALL {
                 for online in [false, true] {
-                    let action = backend_step(own, front, false, online);
+                    let action = backend_step(own, front, Remains::Frontend, false, online);
                     assert_ne!(action, BackendAction::Resume, "{own:?} {front:?}");
                 }
             }
@@ -570,18 +663,24 @@ mod tests {
 
     #[test]
     fn backend_ends_from_every_state_and_link() {
+        let left = Remains::Frontend;
         for own in State::ALL {
             for link_up in [false, true] {
-                for online in [false, true] {
-                    let gone = backend_step(own, State::Unknown, link_up, online);
-                    assert_eq!(gone, BackendAction::Unregister);
-                }
-                let closed = backend_step(own, State::Closed, link_up, false);
+                let closed = backend_step(own, State::Closed, left, link_up, false);
                 assert_eq!(closed, BackendAction::Unregister);
+                // What is not there yet, or any more, is the bus code's.
+                if matches!(own, State::Unknown | State::Initialising) {
+                    continue;
+                }
+                let front = State::Unknown;
+                let unwanted = backend_step(own, front, left, link_up, false);
+                assert_eq!(unwanted, BackendAction::Unregister);
+                let gone = backend_step(own, front, Remains::Nothing, link_up, true);
+                assert_eq!(gone, BackendAction::Sweep);
             }
             // A link never survives a frontend that says goodbye.
             for front in [State::Closing, State::Closed] {
-                let action = backend_step(own, front, true, true);
+                let action = backend_step(own, front, left, true, true);
                 assert!(matches!(action, BackendAction::Disconnect { .. }));
             }
         }
@@ -592,6 +691,7 @@ mod tests {
     struct Pair {
         back: State,
         front: State,
+        remains: Remains,
         link_up: bool,
         online: bool,
         unregistered: bool,
@@ -607,6 +707,7 @@ mod tests {
             Pair {
                 back: State::InitWait,
                 front: State::Initialising,
+                remains: Remains::Frontend,
                 link_up: false,
                 online: true,
                 unregistered: false,
@@ -628,7 +729,13 @@ mod tests {
         }
 
         fn step_backend(&mut self) -> bool {
-            let action = backend_step(self.back, self.front, self.link_up, self.online);
+            let action = backend_step(
+                self.back,
+                self.front,
+                self.remains,
+                self.link_up,
+                self.online,
+            );
             match action {
                 BackendAction::Wait => return false,
                 BackendAction::Export if self.back == State::Initialised => return false,
@@ -650,6 +757,15 @@ mod tests {
                 BackendAction::Reconnect => {
                     self.link_up = false;
                     self.back = State::InitWait;
+                }
+                BackendAction::Hold => {
+                    self.follow_list();
+                    self.back = State::Connected;
+                }
+                BackendAction::Sweep => {
+                    self.link_up = false;
+                    self.back = State::Unknown;
+                    self.unregistered = true;
                 }
                 BackendAction::Unregister => {
                     let again = self.unregistered;
@@ -826,6 +942,93 @@ mod tests {
                 (State::Connected, State::Connected)
             );
             assert!(pair.link_up);
+        });
+    }
+
+    impl Pair {
+        /// The frontend says no state any more, after so many steps of a start or of a plug.
+        fn without_state(order: u32, steps: u32, remains: Remains) -> Self {
+            let mut pair = Pair::new();
+            if order & 0x80 != 0 {
+                pair.settle(0);
+                pair.reconfigure();
+            }
+            for step in 0..steps {
+                if (order >> (step % 7)) & 1 != 0 {
+                    let _ = pair.step_frontend() || pair.step_backend();
+                } else {
+                    let _ = pair.step_backend() || pair.step_frontend();
+                }
+            }
+            pair.front = State::Unknown;
+            pair.remains = remains;
+            pair
+        }
+
+        fn settle_backend(&mut self) {
+            for _ in 0..10 {
+                if !self.step_backend() {
+                    return;
+                }
+            }
+            panic!("no rest: {self:?}");
+        }
+    }
+
+    /// S9. A toolstack waits for Connected, says what it takes, and waits for Connected again.
+    #[test]
+    fn toolstack_takes_from_a_guest_without_a_frontend_and_need_not_wait() {
+        for_every_order(|order| {
+            for steps in 0..10 {
+                for remains in [Remains::Frontend, Remains::Domain] {
+                    let mut pair = Pair::without_state(order, steps, remains);
+                    pair.settle_backend();
+                    assert_eq!(pair.back, State::Connected, "{order:#x} {steps} {pair:?}");
+                    assert!(!pair.list_is_new && !pair.unregistered);
+                    assert!(!pair.link_up || remains == Remains::Frontend);
+                    pair.reconfigure();
+                    pair.settle_backend();
+                    assert_eq!(pair.back, State::Connected, "{order:#x} {steps} {pair:?}");
+                    assert!(!pair.list_is_new && !pair.unregistered);
+                    // Then the domain ends, and the toolstack leaves the directory.
+                    pair.remains = Remains::Nothing;
+                    assert!(pair.step_backend());
+                    assert!(pair.unregistered && !pair.link_up);
+                }
+            }
+        });
+    }
+
+    /// One that only lost its word is connected as before; one that starts again is a new one.
+    #[test]
+    fn frontend_that_says_its_state_again_is_connected() {
+        for_every_order(|order| {
+            for remains in [Remains::Frontend, Remains::Domain] {
+                for front in [
+                    State::Connected,
+                    State::Initialising,
+                    State::Initialised,
+                    State::Closed,
+                ] {
+                    let mut pair = Pair::new();
+                    pair.settle(0);
+                    pair.front = State::Unknown;
+                    pair.remains = remains;
+                    pair.settle_backend();
+                    assert_eq!(pair.link_up, remains == Remains::Frontend);
+                    pair.front = front;
+                    pair.settle(order);
+                    if front == State::Closed {
+                        pair.front = State::Initialising;
+                        pair.settle(order);
+                    }
+                    assert_eq!(
+                        (pair.back, pair.link_up),
+                        (State::Connected, true),
+                        "{front:?} {pair:?}"
+                    );
+                }
+            }
         });
     }
 

@@ -219,6 +219,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
                     .into_iter()
                     .any(Option::is_some);
             let counts = Counts {
+                rounds: if full { usize::MAX } else { 1 },
                 connects: connects.unwrap_or(if full { 100 } else { 10 }),
                 cycles: cycles.unwrap_or(if full { 10_000 } else { 140 }),
                 reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),

@@ -28,7 +28,7 @@ use kernel::{
 use pciif::{
     op::OpStatus,
     sbdf::Sbdf,
-    state::{backend_step, BackendAction, State},
+    state::{backend_step, BackendAction, Remains, State},
     wire::{self, PciOp},
 };
 use xen::{
@@ -393,9 +393,15 @@ impl xenbus::Driver for Backend {
 impl Backend {
     fn next(&self) -> BackendAction {
         let up = self.link.lock().is_some();
+        let peer = self.dev.peer_state();
+        // It ends with its frontend: no function is lent here.
+        if peer == State::Unknown {
+            return BackendAction::Unregister;
+        }
         backend_step(
             self.dev.own_state(),
-            self.dev.peer_state(),
+            peer,
+            Remains::Frontend,
             up,
             self.dev.is_online(),
         )
@@ -499,7 +505,10 @@ impl Backend {
             return false;
         }
         let state = match self.next() {
-            BackendAction::Wait | BackendAction::Unregister => return false,
+            BackendAction::Wait
+            | BackendAction::Hold
+            | BackendAction::Unregister
+            | BackendAction::Sweep => return false,
             BackendAction::Export if self.dev.own_state() == State::Initialised => return false,
             BackendAction::Export => State::Initialised,
             BackendAction::Attach => match Link::new(&self.dev, self.shared.clone()) {

@@ -9,6 +9,7 @@ mod frontend;
 mod hostile;
 mod interrupts;
 mod lifecycle;
+mod ownership;
 mod races;
 mod ring;
 mod seeds;
@@ -67,6 +68,7 @@ const THEMES: &[&[Case]] = &[
     interrupts::IN_DOM0,
     connect::CASES,
     lifecycle::CASES,
+    ownership::CASES,
     xenbus::CASES,
     ring::CASES,
     hostile::CASES,
@@ -149,6 +151,8 @@ pub struct Counts {
     pub storm: u32,
     /// Requests of the case in which a hostile frontend makes many of all kinds.
     pub operations: u32,
+    /// Rounds of the cases in which functions come and go, and kinds of order in which they do.
+    pub rounds: usize,
 }
 
 const DRIVER: &str = "/sys/bus/pci/drivers/pciback";

@@ -589,6 +589,11 @@ fn no_frontend(lab: &Lab<'_>) -> Result<()> {
             &format!("grep -q '^{NIC} available reset=done' {DRIVER}/status"),
             30,
         )?;
+        // The toolstack gave up on a backend that never connected, and left its keys.
+        lab.machine.until(
+            &format!("! xenstore-exists {}", back.trim_end_matches("/0")),
+            20,
+        )?;
     }
     let guest = lab.nic_guest("next")?;
     super::start_nic(&guest)?;
