@@ -203,7 +203,7 @@ fn unplug(lab: &Lab<'_>) -> Result<()> {
     let count = |ids: &str, wanted: u32| {
         guest.until(&format!("[ $(lspci -n | grep -c {ids}) = {wanted} ]"), 60)
     };
-    for round in 1..=2 {
+    for round in 1..=lab.counts.rounds.min(2) {
         // By the toolstack.
         lab.machine.xl("pci-attach user 00:0a.0")?;
         count("1234:11e8", 1)?;
@@ -345,7 +345,8 @@ fn two_guests(lab: &Lab<'_>) -> Result<()> {
         "[ $(grep -c ' available ' {DRIVER}/status) = {} ]",
         all.len()
     );
-    for [one, two] in [[here, there], [there, here]] {
+    let rounds = [[here, there], [there, here]];
+    for [one, two] in rounds.into_iter().take(lab.counts.rounds) {
         let options = |devices| crate::machine::GuestOptions {
             front: lab.front,
             devices,

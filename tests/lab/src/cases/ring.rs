@@ -830,8 +830,8 @@ fn storms(lab: &Lab<'_>) -> Result<()> {
     lab.machine
         .until(&format!("[ \"$({leaks})\" = \"$(printf '2\\n2')\" ]"), 30)?;
     log_is_bounded(lab, lines, "41, 49, 51, 52, 53")?;
-    first.guest.destroy()?;
-    second.guest.destroy()?;
+    first.guest.destroy_with_many()?;
+    second.guest.destroy_with_many()?;
     neighbour.is_served(lab, "at the end")?;
     neighbour.guest.destroy()
 }
