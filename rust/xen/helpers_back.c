@@ -212,6 +212,22 @@ HELPER(bool, irq_has_one_action, unsigned int irq)
 	return action && !READ_ONCE(action->next);
 }
 
+/*
+ * Ends a disable_irq_nosync() of a handler that was freed since, for other handlers of the
+ * interrupt. Without any there is nothing to do: the next first one starts it enabled, before its
+ * action can be seen here.
+ */
+HELPER(void, irq_resume_others, unsigned int irq)
+{
+	struct irq_data *data = irq_get_irq_data(irq);
+
+	if (!data || !READ_ONCE(irq_data_to_desc(data)->action))
+		return;
+	smp_rmb();
+	if (irqd_irq_disabled(data))
+		enable_irq(irq);
+}
+
 HELPER(int, request_shared_irq, unsigned int irq, irq_handler_t handler, const char *name,
        void *cookie)
 {

@@ -6,7 +6,10 @@
 //! wants one for a line that a guest serves.
 
 use crate::{compat::irqreturn, sys};
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use kernel::{
     bindings,
     error::to_result,
@@ -61,6 +64,7 @@ impl LineNumber {
 /// A handler of this interrupt runs as long as the value is there.
 pub struct Running<'a> {
     irq: ffi::c_int,
+    stopped: &'a AtomicBool,
     _handler: PhantomData<&'a ()>,
 }
 
@@ -72,6 +76,25 @@ impl Running<'_> {
         // list before all that run are done.
         unsafe { sys::irq_has_one_action(self.irq as ffi::c_uint) }
     }
+
+    /// Masks the interrupt in this kernel until the handler's [`Line`] is dropped: for a handler that is about to
+    /// leave. A line that is held comes again before its handler has returned, and on a domain with one virtual CPU
+    /// nothing else would run any more. Whoever shares the line is without it for that long.
+    pub fn stop(&self) {
+        if !self.stopped.swap(true, Ordering::Relaxed) {
+            // CAST: the core's number, which is no error.
+            // SAFETY: by the type invariant a handler runs, so there is such an interrupt; may be called by its
+            // handler, as it does not wait for that. `Line::drop` makes up for it.
+            unsafe { bindings::disable_irq_nosync(self.irq as ffi::c_uint) };
+        }
+    }
+}
+
+/// What the core hands to the callback.
+struct Cookie<T> {
+    handler: Arc<T>,
+    /// The line was masked by [`Running::stop`].
+    stopped: AtomicBool,
 }
 
 /// Who hears of interrupts on a line.
@@ -85,16 +108,16 @@ pub trait Handler: Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `callback::<T>` is registered on `number` with `handler` as its cookie, which is an `Arc` turned into
-/// a pointer and owned by this value.
+/// `callback::<T>` is registered on `number` with `cookie`, which is a `KBox` turned into a pointer and owned by
+/// this value.
 pub struct Line<T: Handler> {
     number: LineNumber,
-    handler: *const T,
+    cookie: *mut Cookie<T>,
     /// What `/proc/interrupts` shows; the core keeps a pointer to it.
     _name: CString,
 }
 
-// SAFETY: the pointer is an `Arc<T>` with `T: Send + Sync`; interrupts may be freed by any thread.
+// SAFETY: the pointer is a box with an `Arc<T>`, `T: Send + Sync`; interrupts may be freed by any thread.
 unsafe impl<T: Handler> Send for Line<T> {}
 // SAFETY: as for `Send`.
 unsafe impl<T: Handler> Sync for Line<T> {}
@@ -104,27 +127,31 @@ impl<T: Handler> Line<T> {
     ///
     /// # Errors
     ///
-    /// That of the core: another driver may have the line and not share it.
+    /// `ENOMEM`, or that of the core: another driver may have the line and not share it.
     pub fn request(number: LineNumber, name: CString, handler: Arc<T>) -> Result<Self> {
-        let cookie = Arc::into_raw(handler);
+        let cookie = Cookie {
+            handler,
+            stopped: AtomicBool::new(false),
+        };
+        let cookie = KBox::into_raw(KBox::new(cookie, GFP_KERNEL)?);
         // SAFETY: name and cookie stay valid until `drop` has taken the handler off.
         let result = to_result(unsafe {
             sys::request_shared_irq(
                 number.0,
                 Some(callback::<T>),
                 name.as_char_ptr(),
-                cookie.cast_mut().cast(),
+                cookie.cast(),
             )
         });
         if let Err(e) = result {
-            // SAFETY: made by `Arc::into_raw`, not taken by the core.
-            drop(unsafe { Arc::from_raw(cookie) });
+            // SAFETY: made by `KBox::into_raw`, not taken by the core.
+            drop(unsafe { KBox::from_raw(cookie) });
             return Err(e);
         }
         // INVARIANT: registered just now with this cookie.
         Ok(Self {
             number,
-            handler: cookie,
+            cookie,
             _name: name,
         })
     }
@@ -133,9 +160,14 @@ impl<T: Handler> Line<T> {
 impl<T: Handler> Drop for Line<T> {
     fn drop(&mut self) {
         // SAFETY: registered with this cookie by the type invariant. Waits for a running handler.
-        unsafe { bindings::free_irq(self.number.0, self.handler.cast_mut().cast()) };
+        unsafe { bindings::free_irq(self.number.0, self.cookie.cast()) };
         // SAFETY: owned by this value by the type invariant; the handler cannot run any more.
-        drop(unsafe { Arc::from_raw(self.handler) });
+        let cookie = unsafe { KBox::from_raw(self.cookie) };
+        if cookie.stopped.load(Ordering::Relaxed) {
+            // SAFETY: looks at the interrupt of that number, which is one of Xen's; undoes what `Running::stop` did
+            // where somebody else is on the line. The last handler to go takes that with it.
+            unsafe { sys::irq_resume_others(self.number.0) };
+        }
     }
 }
 
@@ -143,14 +175,15 @@ extern "C" fn callback<T: Handler>(
     irq: ffi::c_int,
     cookie: *mut ffi::c_void,
 ) -> bindings::irqreturn_t {
-    // SAFETY: the cookie is the `Arc<T>` of the line, which outlives the registration.
-    let handler = unsafe { ArcBorrow::from_raw(cookie.cast::<T>().cast_const()) };
+    // SAFETY: the cookie is the line's, which outlives the registration, and is shared only.
+    let cookie = unsafe { &*cookie.cast::<Cookie<T>>() };
     // INVARIANT: the core calls this as a handler of that interrupt, and the value goes before it returns.
     let interrupt = Running {
         irq,
+        stopped: &cookie.stopped,
         _handler: PhantomData,
     };
-    if T::on_interrupt(handler, &interrupt) {
+    if T::on_interrupt(cookie.handler.as_arc_borrow(), &interrupt) {
         irqreturn::IRQ_HANDLED
     } else {
         irqreturn::IRQ_NONE

@@ -124,6 +124,7 @@ impl Acknowledger {
         this.set(next);
         let why = match event {
             Event::Left => {
+                interrupt.stop();
                 QUEUE.add::<Self, 0>(this.into());
                 "is busy, and no driver of dom0 needs it"
             }

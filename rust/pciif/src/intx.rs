@@ -15,7 +15,8 @@
 //! A handler that no guest needs must not claim what is dom0's: it asks Xen once in many interrupts, and
 //! falls *silent* when no guest has the line. And one that nobody in dom0 needs must not cost dom0 what the
 //! guest likes: when the line is busy and no other driver of dom0 is on it, the handler *leaves*, also one that
-//! is silent, for which the kernel would switch the line off with a trace. A guest
+//! is silent, for which the kernel would switch the line off with a trace. It masks the line at once, as the work item
+//! that takes it off may not run before the interrupts end: a domain with one virtual CPU does nothing else then. A guest
 //! cannot wake it by switching MSI or the function on and off: that would be a line in the log each time,
 //! and claims on a line that is not the guest's. A silent one wakes when Xen says that a guest has the line,
 //! which it asks as seldom; both begin anew by the administrator's hand, and with the next assignment.
