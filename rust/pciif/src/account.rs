@@ -21,7 +21,7 @@
 //! | interrupt context, one guest | 40 % of a CPU over any 20 ms | A request that the handler serves saves two switches of tasks. By the figures of docs/bench.md a read should keep the handler for about a third of the time that the guest needs for it, so that a guest alone stays below; to be seen in debugfs. |
 //! | interrupt context, all guests | 50 % over any 20 ms | Half of a CPU is left even to a dom0 that has only one. |
 //! | one stay | 200 us, no two longer ones in a row | Five us of a read are the device's in docs/bench.md. One that takes longer waits for hardware: others should not. |
-//! | work items | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. |
+//! | work items and interrupt context together | 50 % of a CPU over any second, while others want to run | The scheduler is fair between tasks, but a guest has not earned more than half. A domain with one CPU has both on it: with a share of its own for each that would be 85 % of it. |
 //! | switches: MSI and MSI-X on and off, power states, enabling | 256 at once, then 32 a second | Each takes locks of the kernel that every driver needs which has interrupts, or of the whole bus. A driver that starts and stops needs about ten: 32 functions do that at once. |
 //! | log lines | 20 in any 10 min, and one more once | One a minute, ten at once: enough to tell a story from its beginning, and 1440 lines a day at worst. |
 //! | resets that the guest orders | 4 at once, then one a second | A driver resets a function once or twice when it starts. A reset keeps a function's lock for 100 ms and more. |
@@ -234,6 +234,8 @@ impl Account {
         let may = self.pace.needed == 0 && self.interrupt.wait(now) == 0 && all();
         if may {
             self.interrupt.charge(LONGEST_STAY);
+            // What the stay costs the work items is owed from now on.
+            let _ = self.worker.wait(now);
         } else {
             count(&mut self.spent.refused_stays, 1);
         }
@@ -243,6 +245,8 @@ impl Account {
     /// A stay in interrupt context has ended; it took that many ns. Atomic.
     pub fn leave(&mut self, took: i64) {
         correct(&mut self.interrupt, took);
+        // The work items pay for it, too. The handler does not ask there: its own share is the smaller one.
+        self.worker.charge(took.max(0));
         self.pace.stayed(took);
         count(&mut self.spent.stays, 1);
         count(&mut self.spent.slow_stays, u64::from(took > LONGEST_STAY));

@@ -656,6 +656,41 @@ fn failures_that_the_kernel_reports_are_lines() {
     assert!((0..1_000).all(|_| account.may_fail_aloud(0)));
 }
 
+/// Who takes all that it gets of both has half of any second together: a domain with one CPU has no more for its own.
+#[test]
+fn greedy_guest_has_half_of_any_second_of_workers_and_interrupts_together() {
+    for (turn, stay) in [(10 * MS, 200 * US), (5 * MS, 150 * US)] {
+        let mut account = Account::new();
+        let (mut now, mut stays) = (0, Vec::new());
+        while now < 2 * SECOND {
+            if account.pause(now) == 0 {
+                account.worked(turn, true);
+                stays.push(Stay {
+                    begun: now,
+                    took: turn,
+                });
+                now += turn;
+            }
+            if account.enter(now, || true) {
+                account.leave(stay);
+                stays.push(Stay {
+                    begun: now,
+                    took: stay,
+                });
+                now += stay;
+            } else {
+                now += 5 * US;
+            }
+        }
+        assert_bounded(&stays, SECOND, SECOND / 2, |_| 0);
+        let most: i64 = stays
+            .iter()
+            .map(|stay| stay.within(SECOND, 2 * SECOND))
+            .sum();
+        assert!(most > 440 * MS, "{turn} {stay}: {most}");
+    }
+}
+
 /// The same for work items: turns of up to 10 ms, from the first one on.
 #[test]
 fn greedy_guest_has_half_of_any_second_of_the_workers() {
