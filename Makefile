@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # The user's door: `make help` lists what there is. The work is done in scripts/,
 # which read these from the command line or the environment.
-export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM SLOW JOBS
+export XENPCI_CACHE KVER KDIR KREL DESTDIR MIRROR BACK FRONT CONNECTS CYCLES READS STORM OPERATIONS SLOW JOBS
 export KVER_UNTRIED PARTS VCPUS
 
 help:
