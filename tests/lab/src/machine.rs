@@ -292,9 +292,11 @@ const PATIENCE_COUNTED: u64 = 8;
 
 /// Xen: each option saves a table, a check or a wait that the lab does not need. `no` alone would also switch
 /// the FPU lazily, which the emulator does not survive: two guests on one CPU corrupt each other's registers.
+/// `ioapic_ack=old` is what Xen does by itself on machines whose local APICs have directed EOI, which this one has not:
+/// otherwise a line that a guest holds keeps its vector in service, and all below it wait, dom0's console among them.
 const XEN_ARGS: &str = "console=com1 com1=115200,8n1 dom0_mem=1500M,max:1500M \
     dom0_vcpus_pin \
-    noreboot spec-ctrl=no,eager-fpu xpti=no loglvl=warning";
+    noreboot spec-ctrl=no,eager-fpu xpti=no loglvl=warning ioapic_ack=old";
 /// dom0 and guests: most of the kernel's messages go to its ring only, the serial line is slow.
 /// A busy host must not make the kernel distrust its clock in the middle of a run.
 const KERNEL_ARGS: &str = "console=hvc0 quiet mitigations=off nokaslr audit=0 selinux=0 \

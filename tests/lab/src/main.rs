@@ -224,7 +224,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
                 cycles: cycles.unwrap_or(if full { 10_000 } else { 140 }),
                 reads: reads.unwrap_or(if full { 100_000 } else { 20_000 }),
                 storm: storm.unwrap_or(if full { 60_000 } else { 3_000 }),
-                operations: operations.unwrap_or(if full { 1_000_000 } else { 60_000 }),
+                operations: operations.unwrap_or(if full { 1_000_000 } else { 20_000 }),
             };
             let plan = Plan {
                 paths: &paths,
