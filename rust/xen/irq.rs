@@ -155,6 +155,12 @@ impl<T: Handler> Line<T> {
             _name: name,
         })
     }
+
+    /// Whether the handler has masked the line by [`Running::stop`]. Then it stays so until this is dropped.
+    pub fn is_stopped(&self) -> bool {
+        // SAFETY: alive and only shared by the type invariant.
+        unsafe { (*self.cookie).stopped.load(Ordering::Relaxed) }
+    }
 }
 
 impl<T: Handler> Drop for Line<T> {

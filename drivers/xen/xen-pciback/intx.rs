@@ -59,8 +59,9 @@ impl Run<0> for Acknowledger {
     /// Takes a handler off that has left.
     fn run(this: Arc<Self>) {
         let mut line = this.line.lock();
-        // It may have been put there anew meanwhile.
-        if !this.held.load(Ordering::Relaxed) {
+        // It may have been put there anew meanwhile; or an event was noted while it left, over its own state.
+        if line.as_ref().is_some_and(Line::is_stopped) {
+            this.set(this.state().after(Event::Left));
             *line = None;
         }
     }
@@ -199,10 +200,15 @@ impl Control {
         if event == Event::Assigned {
             this.told.store(false, Ordering::Relaxed);
         }
-        if !next.held {
-            this.set(next);
+        if !next.held || line.as_ref().is_some_and(Line::is_stopped) {
+            // One that has masked the line and was not taken off yet is of no use for what comes.
+            this.set(Intx {
+                held: false,
+                ..next
+            });
             *line = None;
-        } else if line.is_none() {
+        }
+        if next.held && line.is_none() {
             match Self::request(this) {
                 Ok(place) => *line = Some(place),
                 Err(e) => {
