@@ -166,10 +166,10 @@ impl Run<1> for Backend {
             registry::take_left(|other| core::ptr::eq(other, &*this));
             registry::remove_guest(&this.exports);
         }
+        // A new backend of the device may ask for them while the thread of xenbus keeps us waiting below.
+        this.release_all();
         let watches = this.watches.lock().take();
         drop(watches);
-        // Also what `control` was about to export when the end came.
-        this.release_all();
     }
 }
 
@@ -177,7 +177,7 @@ impl Watcher for Backend {
     fn changed(this: ArcBorrow<'_, Self>) {
         if !this.dying() {
             QUEUE.add::<Self, 0>(this.into());
-        } else if this.left.load(Ordering::Acquire) {
+        } else if this.left.load(Ordering::Acquire) && !this.over.load(Ordering::Acquire) {
             QUEUE.add::<Self, 1>(this.into());
         }
     }
@@ -259,7 +259,8 @@ impl xenbus::Driver for Backend {
 impl Backend {
     /// Whether only the driver goes: the guest keeps its functions.
     fn stays(&self, dev: &Bound) -> bool {
-        let stays = dev.own_state() != State::Unknown
+        // A store that does not answer frees nothing.
+        let stays = store::NOW.has(dev.directory()) != Ok(false)
             && dev.is_online()
             && self.exports.has_any()
             && xen::domain_exists(self.exports.domid);
@@ -276,11 +277,12 @@ impl Backend {
     /// Whether the domain may be about to end. Xen still knows it when its end is told, as long as other
     /// programs of dom0 have pages of it mapped, and tells nothing when they let go.
     fn is_ending(&self) -> bool {
-        let looks = self.end_looks.load(Ordering::Relaxed);
-        self.end_looks
-            .store(looks.saturating_sub(1), Ordering::Relaxed);
+        let fewer = |looks: u32| looks.checked_sub(1);
+        let looks = self
+            .end_looks
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
         self.count_operations(1);
-        looks > 0 || store::has_domain(self.exports.domid) == Ok(false)
+        looks.is_ok() || store::has_domain(self.exports.domid) == Ok(false)
     }
 
     /// Whether a backend that was unbound has to let go of the guest's functions.
@@ -418,8 +420,16 @@ impl Backend {
                 self.disconnect();
                 self.switch(own, State::InitWait)
             }
-            // The core's own thread does this: it hears of the same change.
-            BackendAction::Unregister => false,
+            // The core's own thread ends the device when it hears of the frontend. Of a word of the toolstack in
+            // our own directory only we hear: the guest has nothing any more, and the toolstack need not wait.
+            BackendAction::Unregister => {
+                self.disconnect();
+                self.release_all();
+                if own != State::Closed {
+                    self.switch(own, State::Closed);
+                }
+                false
+            }
         }
     }
 

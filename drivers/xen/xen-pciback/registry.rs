@@ -55,6 +55,7 @@ impl Drop for Slots {
         lists.slots = KVec::new();
         lists.functions = KVec::new();
         lists.guests = KVec::new();
+        lists.left = KVec::new();
         lists.together = None;
     }
 }
