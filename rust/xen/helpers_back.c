@@ -204,18 +204,24 @@ HELPER(bool, irq_is_connected, unsigned int irq)
 }
 
 /* For a handler on the interrupt while it runs: its action, and so the interrupt, stays. */
-HELPER(bool, irq_has_one_action, unsigned int irq)
+HELPER(bool, irq_has_only, unsigned int irq, irq_handler_t handler)
 {
 	struct irq_data *data = irq_get_irq_data(irq);
 	struct irqaction *action = data ? READ_ONCE(irq_data_to_desc(data)->action) : NULL;
 
-	return action && !READ_ONCE(action->next);
+	if (!action)
+		return false;
+	for (; action; action = READ_ONCE(action->next))
+		if (action->handler != handler)
+			return false;
+	return true;
 }
 
 /*
  * Ends a disable_irq_nosync() of a handler that was freed since, for other handlers of the
  * interrupt. Without any there is nothing to do: the next first one starts it enabled, before its
- * action can be seen here.
+ * action can be seen here. A driver that comes first in this very moment, and disables it at once,
+ * cannot be told from one that was there.
  */
 HELPER(void, irq_resume_others, unsigned int irq)
 {

@@ -64,17 +64,18 @@ impl LineNumber {
 /// A handler of this interrupt runs as long as the value is there.
 pub struct Running<'a> {
     irq: ffi::c_int,
+    callback: bindings::irq_handler_t,
     stopped: &'a AtomicBool,
     _handler: PhantomData<&'a ()>,
 }
 
 impl Running<'_> {
-    /// Whether that handler is the only one of this kernel.
-    pub fn has_one_handler(&self) -> bool {
+    /// Whether that handler is the only one of this kernel, beside others of its type.
+    pub fn has_one_kind(&self) -> bool {
         // CAST: the core's number, which is no error.
         // SAFETY: by the type invariant a handler runs, and the core frees none that it has taken off the
         // list before all that run are done.
-        unsafe { sys::irq_has_one_action(self.irq as ffi::c_uint) }
+        unsafe { sys::irq_has_only(self.irq as ffi::c_uint, self.callback) }
     }
 
     /// Masks the interrupt in this kernel until the handler's [`Line`] is dropped: for a handler that is about to
@@ -186,6 +187,7 @@ extern "C" fn callback<T: Handler>(
     // INVARIANT: the core calls this as a handler of that interrupt, and the value goes before it returns.
     let interrupt = Running {
         irq,
+        callback: Some(callback::<T>),
         stopped: &cookie.stopped,
         _handler: PhantomData,
     };

@@ -80,7 +80,7 @@ helpers! {
     fn pci_page_neighbour(dev: *mut pci_dev, bar: *mut ffi::c_int) -> *mut pci_dev;
     fn pci_line_neighbour(dev: *mut pci_dev) -> *mut pci_dev;
     fn irq_is_connected(irq: ffi::c_uint) -> bool;
-    fn irq_has_one_action(irq: ffi::c_uint) -> bool;
+    fn irq_has_only(irq: ffi::c_uint, handler: irq_handler_t) -> bool;
     fn irq_resume_others(irq: ffi::c_uint);
     fn request_shared_irq(
         irq: ffi::c_uint,
