@@ -270,11 +270,11 @@ impl Account {
     }
 
     /// A turn of a work item has ended; it kept a CPU for that many ns. `contended`: somebody else wanted
-    /// to run there meanwhile. Who was alone owes nothing that would make it pause.
+    /// to run there meanwhile. Who was alone owes nothing new that would make it pause.
     pub fn worked(&mut self, took: i64, contended: bool) {
-        self.worker.charge(took.max(0));
-        if !contended {
-            self.worker.let_off();
+        match contended {
+            true => self.worker.charge(took.max(0)),
+            false => self.worker.charge_softly(took.max(0)),
         }
         count(&mut self.spent.turns, 1);
         count(&mut self.spent.worker_ns, positive(took));

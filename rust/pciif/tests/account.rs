@@ -388,7 +388,7 @@ proptest! {
             now += took;
         }
         assert_bounded(&stays, SECOND, SECOND / 2, |stay| (stay.took - 10 * MS).max(0));
-        // Alone again: what is owed is not held against it.
+        // Alone again: it pays what it owes, and no more.
         let wait = account.pause(now);
         account.worked(SECOND, false);
         prop_assert_eq!(account.pause(now + wait), 0);
