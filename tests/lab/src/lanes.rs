@@ -37,16 +37,6 @@ const LONG: &[&str] = &[
     "every_guest_connects_back_rust",
 ];
 
-/// Cases of a dom0 with two CPUs that wait most of their time, for patience to end: they need not have the host to
-/// themselves.
-const QUIET: &[&str] = &[
-    "check_79",
-    "a_release_is_waited_for",
-    "a_node_without",
-    "a_guest_that_does_not_answer",
-    "a_backend_that_is_unbound",
-];
-
 /// What the cases are run with.
 pub struct Plan<'a> {
     /// Where everything is.
@@ -66,9 +56,7 @@ pub struct Plan<'a> {
 impl Plan<'_> {
     /// Whether the case's machine needs both CPUs of the host.
     fn is_alone(&self, case: &Case) -> bool {
-        let is_quiet = || QUIET.iter().any(|part| case.name.contains(part));
-        self.vcpus
-            .map_or(case.profile.vcpus > 1 && !is_quiet(), |vcpus| vcpus > 1)
+        self.vcpus.unwrap_or(case.profile.vcpus) > 1
     }
 }
 
