@@ -70,8 +70,8 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Whether that handler is the only one of this kernel, beside others of its type.
-    pub fn has_one_kind(&self) -> bool {
+    /// Whether no handler of another type is on the interrupt.
+    pub fn has_only_this_kind(&self) -> bool {
         // CAST: the core's number, which is no error.
         // SAFETY: by the type invariant a handler runs, and the core frees none that it has taken off the
         // list before all that run are done.

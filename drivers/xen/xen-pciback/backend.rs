@@ -17,14 +17,14 @@
 //!
 //! # When the guest's functions are free
 //!
-//! A guest that says no state, or has removed its directory, still has memory and interrupts of its functions
+//! A guest whose frontend has no state, or no directory, still has memory and interrupts of its functions
 //! mapped. So they stay its own until the toolstack takes them back, by the list or with our directory, or
-//! until Xen does not know the domain any more. The core does not say the latter, so while the frontend has no
-//! state (`held`) the end of any domain has `control` look, for a while and as long as the toolstack has
-//! removed the domain's directory. Our directory is then left over, as no
-//! toolstack comes back for it: we remove it, and the core ends the device as when a toolstack does that. The
-//! guest's page must not be mapped any more at that time, as Xen keeps a domain for it: it is
-//! unmapped when the frontend's directory goes, which every toolstack removes before it ends a domain.
+//! until Xen no longer knows the domain. The core does not report that. While the frontend has no state
+//! (`held`), the end of any domain makes `control` poll: a number of times, and for as long as the domain's
+//! directory is gone but Xen still knows it. When the domain has ended, no toolstack comes back for our
+//! directory: we remove it, and the core ends the device as if a toolstack had done so. Xen keeps a domain
+//! while its page is mapped, so the page is unmapped when the frontend's directory goes, which every
+//! toolstack removes before it ends a domain.
 //!
 //! An administrator who unbinds the backend from its device frees nothing either: the watches stay, and the
 //! functions in the table (`left`), until the toolstack removes the directory, the domain ends, or a new
@@ -72,8 +72,7 @@ pub(crate) const OF_AN_UPDATE: u32 = 5;
 /// Those of [`xenbus::Device::remove_directory`].
 const OF_A_SWEEP: u32 = 6;
 
-/// How often it is looked whether a domain that ends has ended, in ns; and how many times after something was
-/// told of the end of any.
+/// Poll interval for the end of a domain, in ns; and how many polls follow the news that some domain ends.
 const END_LOOK: i64 = 200_000_000;
 const END_LOOKS: u32 = 50;
 
@@ -109,7 +108,7 @@ pub(crate) struct Backend {
     held: AtomicBool,
     /// The driver was unbound from the device while the guest lives and the toolstack lists its functions.
     left: AtomicBool,
-    /// How many times more it is looked for the end of the domain.
+    /// Polls for the end of the domain that are still to come.
     end_looks: AtomicU32,
     /// Another backend has taken over, or the module goes.
     over: AtomicBool,
@@ -248,6 +247,11 @@ impl xenbus::Driver for Backend {
         this.lease.end();
         if this.stays(dev) && registry::add_left(this.clone()).is_ok() {
             this.left.store(true, Ordering::Release);
+            dev_warn!(
+                dev.generic(),
+                "unbound while domain {} lives: the domain keeps its functions until it ends or the toolstack takes them back\n",
+                this.exports.domid
+            );
         } else {
             registry::remove_guest(&this.exports);
             this.release_all();
@@ -260,18 +264,10 @@ impl Backend {
     /// Whether only the driver goes: the guest keeps its functions.
     fn stays(&self, dev: &Bound) -> bool {
         // A store that does not answer frees nothing.
-        let stays = store::NOW.has(dev.directory()) != Ok(false)
+        store::NOW.has(dev.directory()) != Ok(false)
             && dev.is_online()
             && self.exports.has_any()
-            && xen::domain_exists(self.exports.domid);
-        if stays {
-            dev_warn!(
-                dev.generic(),
-                "unbound while domain {} lives: the domain keeps its functions until it ends or the toolstack takes them back\n",
-                self.exports.domid
-            );
-        }
-        stays
+            && xen::domain_exists(self.exports.domid)
     }
 
     /// Whether the domain may be about to end. Xen still knows it when its end is told, as long as other

@@ -114,7 +114,7 @@ impl Acknowledger {
         let now = clock::now() as u64;
         let event = Look {
             guest_has_it: number.is_shared_with_guests(),
-            alone: interrupt.has_one_kind(),
+            alone: interrupt.has_only_this_kind(),
             took: now.saturating_sub(this.looked.swap(now, Ordering::Relaxed)),
         }
         .event();

@@ -235,7 +235,7 @@ impl Account {
         if may {
             self.interrupt.charge(LONGEST_STAY);
             // What the stay costs the work items is owed from now on.
-            let _ = self.worker.wait(now);
+            self.worker.advance(now);
         } else {
             count(&mut self.spent.refused_stays, 1);
         }

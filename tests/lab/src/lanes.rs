@@ -34,7 +34,10 @@ const LONG: &[&str] = &[
     "seed_3",
     "check_86",
     "every_guest_connects_back_c",
+    "check_79",
+    "check_78",
     "every_guest_connects_back_rust",
+    "a_release_is_waited_for",
 ];
 
 /// What the cases are run with.

@@ -372,11 +372,6 @@ fn asleep(lab: &Lab<'_>) -> Result<()> {
     let bad = Bad::start(lab, "asleep", &[NIC, NVME])?;
     bad.connect()?;
     reset_without_decode(lab, &bad)?;
-    lab.sh(&format!(
-        "[ -e {TRACE}/kprobe_events ] || mount -t tracefs tracefs {TRACE}
-         cd {TRACE} && echo 'p:power pci_set_power_state state=%si:u8' >kprobe_events && echo 'p:msix pci_disable_msix' >>kprobe_events &&
-         echo >trace && echo 1 >events/kprobes/enable"
-    ))?;
     // What was called since the last time.
     let calls = || -> Result<String> {
         let text = lab.sh(&format!(
@@ -384,7 +379,11 @@ fn asleep(lab: &Lab<'_>) -> Result<()> {
         ))?;
         Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
     };
-    let result = || -> Result<()> {
+    let probes = [
+        "p:power pci_set_power_state state=%si:u8",
+        "p:msix pci_disable_msix",
+    ];
+    lab.probed(&probes, || {
         let on_and_asleep = || -> Result<()> {
             bad.op("1 0 0 0 4 2 2")?;
             bad.op("4 0 0 0 0 0 2 0 0x10000")?;
@@ -412,10 +411,5 @@ fn asleep(lab: &Lab<'_>) -> Result<()> {
         ensure!(died.starts_with("D0 msix"), "the guest dies: {died:?}");
         say!("    ended by the guest: {ended}; by its end: {died}");
         Ok(())
-    };
-    let result = result();
-    lab.sh(&format!(
-        "cd {TRACE} && echo 0 >events/kprobes/enable && echo >kprobe_events"
-    ))?;
-    result
+    })
 }

@@ -153,11 +153,6 @@ fn prepared(lab: &Lab<'_>) -> Result<()> {
     const NVME: &str = "0000:00:07.0";
     const CALL: &str = "xen_pciback:xen_pciback_physdev_msix";
     lab.load(lab.back, "")?;
-    lab.sh(&format!(
-        "[ -e {TRACE}/kprobe_events ] || mount -t tracefs tracefs {TRACE}
-         cd {TRACE} && echo 'p:msix_call {CALL} prepare=%si:u8' >kprobe_events && echo 'r:msix_end {CALL} result=$retval:s32' >>kprobe_events &&
-         echo >trace && echo 1 >events/kprobes/enable"
-    ))?;
     let calls = || -> Result<String> {
         let text = lab.sh(&format!(
             "cd {TRACE} && sed -n 's/.*\\(prepare=[01]\\|result=.*\\)$/\\1/p' trace && echo >trace"
@@ -174,7 +169,11 @@ fn prepared(lab: &Lab<'_>) -> Result<()> {
             "printf {device} >{DRIVER}/unbind && printf {device} >{DRIVER}/remove_slot"
         ))
     };
-    let result = || -> Result<()> {
+    let probes = [
+        format!("p:msix_call {CALL} prepare=%si:u8"),
+        format!("r:msix_end {CALL} result=$retval:s32"),
+    ];
+    lab.probed(&probes.each_ref().map(String::as_str), || {
         for device in [NIC, NVME] {
             for round in 0..5 {
                 bind(device)?;
@@ -210,12 +209,7 @@ fn prepared(lab: &Lab<'_>) -> Result<()> {
         );
         say!("    11 times prepared, 11 times released, each with Xen's yes");
         Ok(())
-    };
-    let result = result();
-    lab.sh(&format!(
-        "cd {TRACE} && echo 0 >events/kprobes/enable && echo >kprobe_events"
-    ))?;
-    result
+    })
 }
 
 fn not_shared(lab: &Lab<'_>) -> Result<()> {

@@ -227,6 +227,21 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
+    /// Does `work` while dom0's kernel traces these probes of functions.
+    pub fn probed(&self, probes: &[&str], work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let probes = probes.join("\n");
+        self.sh(&format!(
+            "[ -e {TRACE}/kprobe_events ] || mount -t tracefs tracefs {TRACE}
+             cd {TRACE} && cat >kprobe_events <<'END'\n{probes}\nEND
+             echo >trace && echo 1 >events/kprobes/enable"
+        ))?;
+        let result = work();
+        self.sh(&format!(
+            "cd {TRACE} && echo 0 >events/kprobes/enable && echo >kprobe_events"
+        ))?;
+        result
+    }
+
     /// Prints what is gone after [`Self::tidy`], and helps to understand a failure.
     fn show_state(&self) {
         let command = format!(

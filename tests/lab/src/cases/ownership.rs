@@ -146,8 +146,8 @@ impl Owner<'_, '_> {
             30,
         )?;
         lab.sh(&format!(
-            "dmesg | grep -q '{NIC} is assigned to domain {domid}'
-             [ $? = 0 ] && for k in dev state; do xenstore-rm {other}/$k-1; done && xenstore-write {other}/num_devs 1"
+            "dmesg | grep -q '{NIC} is assigned to domain {domid}' && xenstore-rm {other}/dev-1 {other}/state-1 &&
+               xenstore-write {other}/num_devs 1"
         ))?;
         Ok(())
     }
@@ -265,7 +265,7 @@ fn unbound(lab: &Lab<'_>) -> Result<()> {
     guest.until("lspci -n | grep -q 8086:10d3", 30)?;
     start_nic(&guest)?;
     // An unbind that comes at any time of the start leaves Closed, whatever the work item was about to say (R9). The
-    // frontend has enough of it at some time.
+    // frontend's back-off may keep it from connecting by then.
     for round in 0..8 {
         let state = lab.sh(&format!(
             "echo pci-{domid}-0 >{BACKENDS}/unbind
