@@ -6,6 +6,7 @@
 //! that does not read, an emulator that does not either. Who owns a [`Control`] calls it from one thread;
 //! a thread of its own reads what comes back, and ends when the emulator is gone.
 
+use crate::host;
 use agent::{Answer, Request};
 use anyhow::{bail, Context, Result};
 use std::{
@@ -29,8 +30,8 @@ pub struct Control {
     stream: UnixStream,
     answers: Receiver<Answer>,
     next_id: Cell<u64>,
-    /// When what runs now has to be done.
-    deadline: Cell<Option<Instant>>,
+    /// Since when what runs now runs, and how long it may.
+    deadline: Cell<Option<(Instant, Duration)>>,
     /// The last request was not answered.
     is_silent: Cell<bool>,
 }
@@ -62,11 +63,12 @@ impl Control {
 
     /// From now on everything has to be done in `limit`: what is asked later is refused. `None` ends that.
     pub fn limit(&self, limit: Option<Duration>) {
-        self.deadline.set(limit.map(|limit| Instant::now() + limit));
+        self.deadline
+            .set(limit.map(|limit| (Instant::now(), limit)));
     }
 
     /// Runs a shell command in dom0 for at most `inside` seconds of its time, and waits at most `outside` of
-    /// the host's for the answer. `trouble` is asked now and then while there is none.
+    /// the host's for the answer, without those in which the host kept its CPUs. `trouble` is asked now and then while there is none.
     ///
     /// # Errors
     ///
@@ -90,8 +92,11 @@ impl Control {
         }
         let start = Instant::now();
         let mut look = start + LOOK_EVERY;
-        while start.elapsed() < outside {
-            if self.deadline.get().is_some_and(|end| Instant::now() >= end) {
+        while start.elapsed() < outside + host::withheld(start) {
+            let is_over = |(start, limit): (Instant, Duration)| {
+                start.elapsed() >= limit + host::withheld(start)
+            };
+            if self.deadline.get().is_some_and(is_over) {
                 self.is_silent.set(false);
                 bail!("the time for all of it is over, at: {command}");
             }

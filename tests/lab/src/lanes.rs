@@ -10,7 +10,7 @@
 use crate::{
     boot,
     cases::{Case, Counts, Lab},
-    files,
+    files, host,
     image::{Images, Kernel, Paths},
     images, logs,
     machine::{Machine, Profile},
@@ -73,6 +73,8 @@ pub struct Tally {
     pub failed: Vec<String>,
     /// `xl` calls.
     pub repeated: u32,
+    /// Lines of kernels for which the host is to blame.
+    pub excused: usize,
     /// Names of machines that lost an interrupt.
     pub lost: Vec<&'static str>,
     /// Names of machines that do not boot.
@@ -114,6 +116,9 @@ struct Queue<'a> {
 /// A lane that does one thing for so long is named, and named again: who watches, or reads how a run was cut
 /// off, sees where the time goes.
 const NAMED_AFTER: Duration = Duration::from_secs(300);
+
+/// A case for which the host withheld less is as always.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
 
 /// How many machines this host can have at once: a CPU and 5 GiB for each, and four are enough.
 pub fn most() -> usize {
@@ -261,7 +266,9 @@ impl Queue<'_> {
     /// Takes leave of a machine that is not needed any more.
     fn end(&self, machine: Option<(Machine, &'static Profile)>) {
         if let Some((machine, _)) = machine {
-            lock(&self.tally).repeated += machine.xl_repeated.get();
+            let mut tally = lock(&self.tally);
+            tally.repeated += machine.xl_repeated.get();
+            tally.excused += machine.excused.get();
         }
     }
 
@@ -269,7 +276,8 @@ impl Queue<'_> {
     fn case(&self, case: &'static Case, machine: Machine, out: &Path) -> Result<(Machine, bool)> {
         self.announce(case);
         let mut machine = machine;
-        let (mut result, mut seconds) = self.once(case, &machine);
+        let mut start = Instant::now();
+        let mut result = self.once(case, &machine);
         // The one reason to begin a case again, once in a run: there is no machine any more.
         let first = lock(&self.tally).lost.is_empty();
         let lost = (result.is_err() && first).then(|| machine.lost_interrupt());
@@ -280,15 +288,25 @@ impl Queue<'_> {
                 let mut tally = lock(&self.tally);
                 tally.lost.push(case.profile.name);
                 tally.repeated += machine.xl_repeated.get();
+                tally.excused += machine.excused.get();
             }
             drop(machine);
             machine = self.boot(out, case.profile)?;
-            (result, seconds) = self.once(case, &machine);
+            start = Instant::now();
+            result = self.once(case, &machine);
+        }
+        let seconds = start.elapsed().as_secs_f32();
+        let withheld = host::withheld(start);
+        if withheld >= WORTH_A_LINE {
+            say!(
+                "    the host withheld its CPUs for {:.1} of {seconds:.1} s",
+                withheld.as_secs_f32()
+            );
         }
         if result.is_err() {
             report(&machine);
         }
-        let result = with_logs(result, logs::read(&machine, case.name));
+        let result = with_logs(result, logs::read(&machine, case.name, &host::stops(start)));
         let mut tally = lock(&self.tally);
         tally.times.push((seconds, case.name));
         match &result {
@@ -308,17 +326,15 @@ impl Queue<'_> {
         say!("[{}/{}] {}", tally.begun, self.total, case.name);
     }
 
-    fn once(&self, case: &Case, machine: &Machine) -> (Result<()>, f32) {
-        let start = Instant::now();
-        let result = case.run(&Lab {
+    fn once(&self, case: &Case, machine: &Machine) -> Result<()> {
+        case.run(&Lab {
             machine,
             back: self.plan.back,
             front: self.plan.front,
             port: self.port,
             counts: self.plan.counts,
             limit: self.plan.limit,
-        });
-        (result, start.elapsed().as_secs_f32())
+        })
     }
 
     /// # Errors
@@ -327,8 +343,9 @@ impl Queue<'_> {
     fn boot(&self, out: &Path, profile: &'static Profile) -> Result<Machine> {
         let booted = self.images_of(profile.kernel).and_then(|images| {
             std::fs::create_dir_all(out).context("the directory for logs")?;
+            let start = Instant::now();
             let machine = boot(&images, out, profile, self.plan.vcpus)?;
-            let trouble = logs::read(&machine, logs::BOOT)?;
+            let trouble = logs::read(&machine, logs::BOOT, &host::stops(start))?;
             if !trouble.is_empty() {
                 let what = format!("boot of machine \"{}\"", profile.name);
                 lock(&self.tally).fail(&what, &trouble.join("\n"));

@@ -7,13 +7,16 @@
 //! in dom0, kept by xenconsoled; a guest's kernel writes there from warnings on, so that it does not
 //! matter how the guest ended. [`read`] is called by the lane that has the machine, between two cases.
 //!
-//! What a case provokes on purpose is in [`EXPECTED`].
+//! What a case provokes on purpose is in [`EXPECTED`]. A kernel's word that something took too long is judged
+//! against the host: it is said and does not count if the host itself kept the machine waiting ([`crate::host`]).
 
-use crate::machine::Machine;
+use crate::{host::Stops, machine::Machine};
 use anyhow::{Context, Result};
 use std::{
+    collections::HashSet,
     fs::File,
     io::{Read, Seek, SeekFrom},
+    time::Duration,
 };
 
 /// A line with one of these fails the case: the kernels' own words for what must not happen, Xen's,
@@ -83,15 +86,78 @@ const EXPECTED: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Lines whose only reason is that a time went by, and what stands before that time. The kernel does not say how
+/// long it waited before it spoke of an RCU stall: 21 s, unless it is told otherwise.
+const OVERDUE: &[(&str, Limit)] = &[
+    ("has not answered in ", Limit::Milliseconds),
+    ("blocked for more than ", Limit::Seconds),
+    ("stuck for ", Limit::Seconds),
+    ("self-detected stall", Limit::Is(Duration::from_secs(21))),
+    ("detected stalls", Limit::Is(Duration::from_secs(21))),
+];
+
+/// How a line says what time went by.
+enum Limit {
+    /// A number that follows.
+    Milliseconds,
+    /// A number that follows.
+    Seconds,
+    /// Not at all.
+    Is(Duration),
+}
+
+/// The time that went by, if that is what the line is about.
+fn overdue(line: &str) -> Option<Duration> {
+    let find = |(words, limit): &(&str, Limit)| {
+        let (_, after) = line.split_once(words)?;
+        let digits = after
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(after.len());
+        let number = || after[..digits].parse().ok();
+        match limit {
+            Limit::Milliseconds => number().map(Duration::from_millis),
+            Limit::Seconds => number().map(Duration::from_secs),
+            Limit::Is(time) => Some(*time),
+        }
+    };
+    OVERDUE.iter().find_map(find)
+}
+
+/// Parts lines, in the order of their sources, in those that count and those for which the host is to blame. Of each
+/// kernel it is for some time at most: what is left of that pays for its lines. A stack that follows one is part of it.
+fn part(lines: Vec<String>, host: &Stops) -> (Vec<String>, Vec<String>) {
+    let most = 2 * host.withheld();
+    let (mut source, mut left, mut before) = (String::new(), most, false);
+    lines.into_iter().partition(|line| {
+        if source_of(line) != source {
+            (source, left, before) = (source_of(line).to_owned(), most, false);
+        }
+        let time = overdue(line).filter(|time| *time <= left && host.are_to_blame(*time));
+        let hosts = time.is_some() || (before && line.contains("Call Trace"));
+        left -= time.unwrap_or_default();
+        before = time.is_some();
+        !hosts
+    })
+}
+
+/// The guest's file that a line is from; nothing for Xen's console.
+fn source_of(line: &str) -> &str {
+    match line.split_once(".log:") {
+        Some((name, _)) if name.starts_with("guest-") => name,
+        _ => "",
+    }
+}
+
 /// The most lines that are shown of one case.
 const SHOWN: usize = 12;
 
-/// The lines of trouble since the last call that the case does not provoke; no line twice.
+/// The lines of trouble since the last call that the case does not provoke; no line twice. `stops` are
+/// those of the host since the case began.
 ///
 /// # Errors
 ///
 /// When dom0 does not answer any more and Xen's console does not say why.
-pub fn read(machine: &Machine, case: &str) -> Result<Vec<String>> {
+pub fn read(machine: &Machine, case: &str, stops: &Stops) -> Result<Vec<String>> {
     let mut found = console(machine)?;
     // Guests are gone between cases, so nobody writes to these files any more.
     let guests = machine.sh(&format!(
@@ -105,7 +171,12 @@ pub fn read(machine: &Machine, case: &str) -> Result<Vec<String>> {
         Err(e) if found.is_empty() => return Err(e),
         Err(e) => found.push(format!("{e:#}")),
     }
-    Ok(unexpected(case, found))
+    let (counts, hosts) = part(once(found), stops);
+    for line in &hosts {
+        say!("    the host kept the machine waiting: {line}");
+    }
+    machine.excused.set(machine.excused.get() + hosts.len());
+    Ok(unexpected(case, counts))
 }
 
 /// What is new on Xen's console, which the machine remembers how far it was read.
@@ -151,29 +222,23 @@ fn is_trouble(line: &str) -> bool {
     TROUBLE.iter().any(|word| line.contains(word))
 }
 
-/// What is left of the lines without what the case provokes and without repetitions, which only
-/// differ in their time stamps; at most [`SHOWN`].
+/// The lines without repetitions, which only differ in their time stamps.
+fn once(lines: Vec<String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let is_new = |line: &String| seen.insert(without_time(line));
+    lines.into_iter().filter(is_new).collect()
+}
+
+/// What is left of the lines without what the case provokes; at most [`SHOWN`].
 fn unexpected(case: &str, lines: Vec<String>) -> Vec<String> {
-    let mut left: Vec<String> = Vec::new();
-    let mut more = 0;
-    for line in lines {
+    let is_provoked = |line: &String| {
         let provoked =
             |(part, text, _): &(&str, &str, &str)| case.contains(part) && line.contains(text);
-        if EXPECTED.iter().any(provoked) {
-            continue;
-        }
-        if left
-            .iter()
-            .any(|other| without_time(other) == without_time(&line))
-        {
-            continue;
-        }
-        if left.len() < SHOWN {
-            left.push(line);
-        } else {
-            more += 1;
-        }
-    }
+        EXPECTED.iter().any(provoked)
+    };
+    let mut left: Vec<String> = lines.into_iter().filter(|l| !is_provoked(l)).collect();
+    let more = left.len().saturating_sub(SHOWN);
+    left.truncate(SHOWN);
     if more > 0 {
         left.push(format!("... and {more} more"));
     }
@@ -241,11 +306,53 @@ mod tests {
     #[test]
     fn a_line_is_shown_once_and_a_flood_is_cut() {
         let twice = strings(&["[  1.0] BUG: a", "[  2.0] BUG: a", "[  2.0] BUG: b"]);
-        assert_eq!(unexpected("x", twice), ["[  1.0] BUG: a", "[  2.0] BUG: b"]);
+        assert_eq!(once(twice), ["[  1.0] BUG: a", "[  2.0] BUG: b"]);
         let flood = (0..100).map(|n| format!("BUG: {n}")).collect();
         let shown = unexpected("x", flood);
         assert_eq!(shown.len(), SHOWN + 1);
         assert_eq!(shown[SHOWN], "... and 88 more");
+    }
+
+    #[test]
+    fn a_time_that_went_by_is_judged_against_the_host() {
+        let lines = [
+            "[  1.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+            "[  1.1] Call Trace:",
+            "guest-a.log:[  2.0] xen_pcifront: the backend has not answered in 2054 ms; its devices",
+            "[  3.0] INFO: task a:1 blocked for more than 120 seconds.",
+            "[  4.0] watchdog: BUG: soft lockup - CPU#0 stuck for 26s!",
+            "[  5.0] WARNING: at f+0x1/0x2",
+            "[  5.1] Call Trace:",
+            "guest-a.log:[  6.0] pcifront pci-0: answered without its event",
+        ];
+        let times = [21_000, 0, 2054, 120_000, 26_000, 0, 0, 0];
+        for (line, ms) in lines.iter().zip(times) {
+            let time = (ms > 0).then(|| Duration::from_millis(ms));
+            assert_eq!(overdue(line), time, "{line}");
+            assert!(is_trouble(line), "{line}");
+        }
+        assert_eq!(overdue("has not answered in time"), None);
+        // A host that always keeps up, and one that has stood still for a minute.
+        let (counts, hosts) = part(strings(&lines), &Stops::one(Duration::ZERO));
+        assert_eq!((counts.len(), hosts.len()), (8, 0));
+        let (counts, hosts) = part(strings(&lines), &Stops::one(Duration::from_secs(50)));
+        assert_eq!(counts, [lines[3], lines[5], lines[6], lines[7]]);
+        assert_eq!(hosts, [lines[0], lines[1], lines[2], lines[4]]);
+    }
+
+    #[test]
+    fn a_short_stop_pays_for_one_line_of_each_kernel() {
+        let late = "xen_pcifront: the backend has not answered in 2000 ms";
+        let lines = [
+            format!("guest-a.log:[  1.0] {late}"),
+            format!("guest-a.log:[  9.0] {late} again"),
+            format!("guest-b.log:[  1.0] {late}"),
+            "guest-c.log:[  1.0] Call Trace:".to_owned(),
+        ];
+        let stop = Stops::one(Duration::from_millis(1500));
+        let (counts, hosts) = part(lines.to_vec(), &stop);
+        assert_eq!(counts, [lines[1].clone(), lines[3].clone()]);
+        assert_eq!(hosts, [lines[0].clone(), lines[2].clone()]);
     }
 
     #[test]

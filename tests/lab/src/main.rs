@@ -10,6 +10,7 @@ mod cases;
 mod config;
 mod control;
 mod files;
+mod host;
 mod image;
 mod lanes;
 mod logs;
@@ -344,7 +345,15 @@ fn run_cases(plan: &Plan<'_>, choice: &Choice, jobs: Option<usize>) -> Result<bo
         }
     }
     let chosen: Vec<_> = chosen.into_iter().filter(fits).collect();
+    host::watch();
+    let start = Instant::now();
     let tally = lanes::run(plan, chosen, jobs.unwrap_or_else(lanes::most))?;
+    println!(
+        "the host withheld its CPUs for {:.0} of {:.0} s; {} lines of kernels are put down to that",
+        host::withheld(start).as_secs_f32(),
+        start.elapsed().as_secs_f32(),
+        tally.excused
+    );
     if tally.repeated > 0 {
         println!("xl had to be repeated {} times", tally.repeated);
     }
