@@ -8,6 +8,7 @@
 //! number of the last request and answers a repetition without running it again.
 
 use base64::{engine::general_purpose::STANDARD_NO_PAD, Engine};
+use miniz_oxide::{deflate::compress_to_vec, inflate::decompress_to_vec_with_limit};
 
 const MARK: &str = "@@";
 
@@ -75,23 +76,41 @@ pub struct Answer {
     pub output: String,
 }
 
+/// An output that is longer is compressed: what lines carry is slow, dumps in hexadecimal most of all.
+const SHORT: usize = 256;
+/// The longest output that is believed, in bytes.
+const LONGEST: usize = 64 << 20;
+/// Of 1 to 10: who sends is an emulated CPU.
+const EFFORT: u8 = 3;
+
 impl Answer {
     /// As a frame.
     pub fn to_line(&self) -> String {
-        encode(format!("A {} {} {}", self.id, self.status, self.output).as_bytes())
+        let kind = if self.output.len() > SHORT { 'Z' } else { 'A' };
+        let mut content = format!("{kind} {} {} ", self.id, self.status).into_bytes();
+        match kind {
+            'Z' => content.extend(compress_to_vec(self.output.as_bytes(), EFFORT)),
+            _ => content.extend(self.output.as_bytes()),
+        }
+        encode(&content)
     }
 
     /// From a line.
     pub fn from_line(line: &str) -> Option<Self> {
-        let content = String::from_utf8_lossy(&decode(line)?).into_owned();
-        let mut parts = content.splitn(4, ' ');
-        if parts.next()? != "A" {
-            return None;
-        }
+        let content = decode(line)?;
+        let mut parts = content.splitn(4, |&byte| byte == b' ');
+        let mut word = || std::str::from_utf8(parts.next()?).ok();
+        let (kind, id, status) = (word()?, word()?, word()?);
+        let output = parts.next()?;
+        let output = match kind {
+            "A" => output.to_vec(),
+            "Z" => decompress_to_vec_with_limit(output, LONGEST).ok()?,
+            _ => return None,
+        };
         Some(Self {
-            id: parts.next()?.parse().ok()?,
-            status: parts.next()?.parse().ok()?,
-            output: parts.next()?.to_owned(),
+            id: id.parse().ok()?,
+            status: status.parse().ok()?,
+            output: String::from_utf8_lossy(&output).into_owned(),
         })
     }
 }
@@ -134,6 +153,23 @@ mod tests {
         }
         assert_eq!(Answer::from_line(&line[..line.len() / 2]), None);
         assert_eq!(Answer::from_line("@@"), None);
+    }
+
+    #[test]
+    fn a_long_answer_takes_a_short_line() {
+        let mut long = answer();
+        for length in [SHORT, SHORT + 1, 100_000] {
+            long.output = "00 10 d3 ".repeat(length)[..length].to_owned();
+            let line = long.to_line();
+            assert!(
+                line.len() < length.max(2 * SHORT),
+                "{length}: {}",
+                line.len()
+            );
+            assert_eq!(Answer::from_line(&line), Some(long.clone()));
+        }
+        // Not one that was never made: what is inside does not unpack.
+        assert_eq!(Answer::from_line(&encode(b"Z 1 0 \xff\xff\xff")), None);
     }
 
     #[test]
