@@ -76,7 +76,7 @@ demo shell:
 soak:
 	@CONNECTS=$(or $(CONNECTS),100) CYCLES=$(or $(CYCLES),10000) scripts/lab run every_guest_connects check_22
 test:
-	@scripts/test check pure kernels lab
+	@scripts/test check pure lab+kernels
 test-full:
 	@scripts/test --go-on check pure kernels-all lab-full lab-one-cpu smoke peers intree-modules stock-seeds
 clean:
