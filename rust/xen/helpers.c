@@ -7,6 +7,7 @@
  */
 #include <linux/pci.h>
 #include <linux/sched/clock.h>
+#include <linux/sched/stat.h>
 #include <linux/utsname.h>
 #include <linux/workqueue.h>
 #include <xen/platform_pci.h>
@@ -34,6 +35,12 @@ HELPER(bool, has_pv_devices, void)
 HELPER(u64, clock_ns, void)
 {
 	return sched_clock();
+}
+
+/* Whether more than the running thread wants this CPU. */
+HELPER(bool, others_wait, void)
+{
+	return !single_task_running();
 }
 
 /* What `uname -v` says in the initial name space. */

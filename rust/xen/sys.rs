@@ -48,6 +48,7 @@ helpers! {
     fn physdev_msix(dev: *mut pci_dev, prepare: bool) -> ffi::c_int;
     fn runstate_entry_time() -> u64;
     fn clock_ns() -> u64;
+    fn others_wait() -> bool;
     fn kernel_version() -> *const ffi::c_char;
     fn queue_work(queue: *mut workqueue_struct, work: *mut work_struct) -> bool;
     fn raw_lock_init(lock: *mut raw_spinlock_t, name: *const ffi::c_char, key: *mut lock_class_key);

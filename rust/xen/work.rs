@@ -212,6 +212,8 @@ pub struct Spent {
     pub cpu: i64,
     /// Somebody else got the CPU that it wanted.
     pub preempted: bool,
+    /// Somebody else got it, or waits for it at the end: any task that could run, whatever its priority.
+    pub contended: bool,
 }
 
 /// What the scheduler counts of a thread.
@@ -259,10 +261,14 @@ impl Turn {
         } else {
             elapsed
         };
+        // SAFETY: it reads a number of this CPU's queue, from any context; the thread may be on another CPU when
+        // it has the answer, which is then as old as that.
+        let others_wait = unsafe { sys::others_wait() };
         Spent {
             elapsed,
             cpu,
             preempted,
+            contended: preempted || others_wait,
         }
     }
 }

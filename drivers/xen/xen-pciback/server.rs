@@ -202,7 +202,7 @@ impl Run<0> for Server {
     fn run(this: Arc<Self>) {
         let Some(irq) = this.irq.get() else { return };
         let goes_on = this.goes_on.swap(false, Ordering::AcqRel);
-        let mut contended = false;
+        let mut preempted = false;
         for served in 0..BATCH {
             if this.stop.load(Ordering::Acquire) {
                 return;
@@ -217,6 +217,8 @@ impl Run<0> for Server {
                     served == 0 && !goes_on && !this.event_due.swap(false, Ordering::AcqRel);
                 // A request that comes now has an event of its own, delivered after this.
                 irq.eoi(spurious);
+                let contended = Turn::begin().end().contended;
+                this.exports.account().lock().took_turn(contended);
                 return;
             }
             if !this.pause() {
@@ -226,9 +228,10 @@ impl Run<0> for Server {
             let is_read = this.serve_one();
             irq.notify();
             let spent = turn.end();
-            contended |= spent.preempted;
+            preempted |= spent.preempted;
             let mut account = this.exports.account().lock();
-            account.worked(spent.cpu, contended);
+            account.worked(spent.cpu, preempted);
+            account.took_turn(spent.contended);
             if is_read {
                 account.accessed(spent.elapsed);
             }

@@ -521,6 +521,7 @@ fn account_as_text() {
     account.leave(250 * US);
     assert!(!account.enter(SECOND, || true));
     account.worked(3 * MS, true);
+    account.took_turn(true);
     (0..12).for_each(|_| {
         let _ = account.line(0);
     });
@@ -608,6 +609,29 @@ fn greedy_guest_has_its_share_of_the_store() {
             (60 * each_second - 1..=60 * each_second).contains(&later),
             "{later}"
         );
+    }
+}
+
+/// A guest whose requests cost next to nothing, each with its event: while others want to run the work item runs
+/// 1024 times at once and 512 times a second, and as often as it likes when it is alone.
+#[test]
+fn greedy_guest_has_1024_turns_and_then_512_a_second() {
+    let mut account = Account::new();
+    let mut turns: Vec<i64> = Vec::new();
+    for now in (0..10_000).map(|at| at * MS) {
+        while account.pause(now) == 0 {
+            account.took_turn(true);
+            turns.push(now);
+        }
+    }
+    assert_eq!(most_within(&turns, 0), 1024);
+    let later = turns.len() - 1024;
+    assert!((512 * 10 - 1..=512 * 10).contains(&later), "{later}");
+    let now = 10 * SECOND;
+    let wait = account.pause(now);
+    for _ in 0..10_000 {
+        account.took_turn(false);
+        assert_eq!(account.pause(now + wait), 0);
     }
 }
 
