@@ -84,6 +84,11 @@ const EXPECTED: &[(&str, &str, &str)] = &[
         "has not answered in",
         "its backend dies with a request in hand",
     ),
+    (
+        "a_backend_that_is_unbound",
+        "has not answered in",
+        "its backend is unbound at any moment, with a request in hand, too",
+    ),
 ];
 
 /// Lines whose only reason is that a time went by, and what stands before that time. The kernel does not say how
