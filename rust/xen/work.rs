@@ -198,6 +198,13 @@ pub fn sleep_while(ns: i64, wanted: impl Fn() -> bool) -> bool {
     false
 }
 
+/// Whether another task could run on this CPU now, whatever its priority.
+pub fn others_wait() -> bool {
+    // SAFETY: it reads a number of this CPU's queue, from any context; the thread may be on another CPU when
+    // it has the answer, which is then as old as that.
+    unsafe { sys::others_wait() }
+}
+
 /// A turn of the running thread, to find out what it costs.
 pub struct Turn {
     begun: i64,
@@ -261,14 +268,11 @@ impl Turn {
         } else {
             elapsed
         };
-        // SAFETY: it reads a number of this CPU's queue, from any context; the thread may be on another CPU when
-        // it has the answer, which is then as old as that.
-        let others_wait = unsafe { sys::others_wait() };
         Spent {
             elapsed,
             cpu,
             preempted,
-            contended: preempted || others_wait,
+            contended: preempted || others_wait(),
         }
     }
 }

@@ -54,7 +54,7 @@ use xen::{
     clock,
     event::{EventChannel, Handler, Irq, IrqCell},
     page::MappedPage,
-    work::{sleep_while, Item, Run, Turn},
+    work::{others_wait, sleep_while, Item, Run, Turn},
     xenbus::DeviceRef,
 };
 
@@ -217,8 +217,7 @@ impl Run<0> for Server {
                     served == 0 && !goes_on && !this.event_due.swap(false, Ordering::AcqRel);
                 // A request that comes now has an event of its own, delivered after this.
                 irq.eoi(spurious);
-                let contended = Turn::begin().end().contended;
-                this.exports.account().lock().took_turn(contended);
+                this.exports.account().lock().took_turn(others_wait());
                 return;
             }
             if !this.pause() {

@@ -291,12 +291,12 @@ fn unbind_assigned(lab: &Lab<'_>) -> Result<()> {
 }
 
 /// The objects of each of the kernel's caches: the fewest of some looks, as many live for a moment only, and
-/// after the five seconds that the kernel may keep what is freed after a grace period. Ranges of addresses that were
-/// unmapped it keeps for longer, until somebody changes the rights of a page, as a module that is loaded does. With SLUB's checks on, as
-/// they are here, the numbers are exact: no CPU keeps free ones for itself.
+/// after the five seconds that the kernel may keep what is freed after a grace period. Ranges of addresses that
+/// were unmapped it keeps for longer, until the rights of some page change, as when a module is loaded. With
+/// SLUB's checks on, as they are here, the numbers are exact: no CPU keeps free ones for itself.
 fn objects(lab: &Lab<'_>) -> Result<BTreeMap<String, i64>> {
     let text = lab.sh(
-        "modprobe igbvf && rmmod igbvf; sleep 6; for i in 1 2 3 4 5; do sleep 0.3; cat /proc/slabinfo; done |
+        "modprobe igbvf && rmmod igbvf || exit 1; sleep 6; for i in 1 2 3 4 5; do sleep 0.3; cat /proc/slabinfo; done |
          awk '$2 ~ /^[0-9]+$/ && (!($1 in n) || $2 < n[$1]) { n[$1] = $2 } END { for (c in n) print c, n[c] }'",
     )?;
     text.lines()
